@@ -18,7 +18,8 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     """Build the frozen dataclass ``cls`` from a mapping, recursively.
 
     Lists become tuples, nested mappings become nested dataclasses. ``where`` prefixes key names in messages.
-    Raises :class:`ConfigError` for unknown keys (naming the nearest known one), missing keys and values of a wrong type.
+    Raises :class:`ConfigError` for unknown keys (naming the nearest known one), missing keys and values of a wrong
+    type.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where or cls.__name__}: expected a table of keys, got {type(values).__name__}")
@@ -40,8 +41,16 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """The inverse of :func:`from_dict`: plain dicts, lists and scalars, ready for JSON."""
-    result: dict[str, Any] = dataclasses.asdict(config)
+    result: dict[str, Any] = _plain(dataclasses.asdict(config))
     return result
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
