@@ -1,6 +1,7 @@
 """Any media file people have -> chunks of float32 mono at one rate, never whole in memory.
 
-PyAV (the libraries of ffmpeg) demuxes and decodes; format conversion and mixing are numpy, resampling is soxr.
+PyAV (the libraries of ffmpeg) demuxes and decodes; format conversion and mixing are numpy, resampling
+is that of the streams (:mod:`asr.audio.resample`).
 
 Time 0 is the first sound sample that a decoder gives when it decodes the file from its beginning (encoder delay, such
 as the pre-skip of Ogg Opus, is already removed). Silence that a container leaves out (discontinuous transmission,
@@ -31,6 +32,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from asr.audio.resample import MAX_RATE, MIN_RATE, SAMPLE_RATE, Resampler, resampler
 from asr.errors import AudioError, UsageError
 
 if TYPE_CHECKING:  # PyAV takes a tenth of a second to import: only when a file is opened
@@ -38,12 +40,9 @@ if TYPE_CHECKING:  # PyAV takes a tenth of a second to import: only when a file 
 
 Media = str | os.PathLike[str] | IO[bytes]
 
-SAMPLE_RATE = 16000
-MIN_FILE_RATE, MAX_FILE_RATE = 8000, 384000  # above 48 kHz nothing is lost by resampling down; below 8 kHz speech is
-MIN_RATE, MAX_RATE = 8000, 48000  # of streams, and what files may be resampled to
+MIN_FILE_RATE, MAX_FILE_RATE = MIN_RATE, 384000  # above 48 kHz nothing is lost by resampling down
 
 PREROLL_S = 1.0  # decoded before a segment and dropped: Opus wants 80 ms to converge, mp3 ten frames of reservoir
-FILTER_MARGIN_S = 0.1  # input on both sides of a segment that covers the resampling filter
 GAP_S = 0.05  # time stamps jump by more than this: sound is missing there; less is jitter and rounding
 MAX_GAP_S = 600.0  # time stamps jump by more than this: the time stamps are broken
 SHORT_S = 0.25  # a file that ends earlier than its header says by more than this is truncated
@@ -235,14 +234,15 @@ def _segment(
         known = f"it has {sound.channels} channel{'s' if sound.channels > 1 else ''}, counted from 0"
         raise AudioError(f"{sound.name}: has no channel {channel}: {known}")
     rate = sound.rate
-    step = rate // math.gcd(rate, sample_rate)  # so many input samples stand on whole output samples
-    margin = 0 if rate == sample_rate else math.ceil(FILTER_MARGIN_S * rate)
-    begin = max(0, (first * rate // sample_rate - margin) // step * step)
+    converter = resampler(rate, sample_rate, MAX_FILE_RATE)
+    margin = converter.half + 1
+    # The first input sample must stand exactly on an output sample.
+    begin = max(0, first * rate // sample_rate - margin) // converter.down * converter.down
     end = None if last is None else -(-last * rate // sample_rate) + margin
-    drop = first - begin // step * (sample_rate // math.gcd(rate, sample_rate))
+    drop = first - begin // converter.down * converter.up
     left = None if last is None else last - first
     given = 0
-    for block in _resampled(_mono(sound, channel, begin, end), rate, sample_rate):
+    for block in _resampled(_mono(sound, channel, begin, end), converter):
         block, drop = block[drop:], max(0, drop - block.size)
         if left is not None:
             block = block[: left - given]
@@ -257,17 +257,13 @@ def _segment(
         sound.damage.append(f"ends {(left - given) / sample_rate:.2f} s before the end of the segment")
 
 
-def _resampled(blocks: Iterator[np.ndarray], rate: int, sample_rate: int) -> Iterator[np.ndarray]:
-    """Mono blocks from ``rate`` to ``sample_rate``; output sample n is at the time n / sample_rate."""
-    if rate == sample_rate:
-        yield from blocks
-        return
-    import soxr
-
-    resampler = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32", quality="HQ")
-    for block in blocks:
-        yield resampler.resample_chunk(block)
-    yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+def _resampled(blocks: Iterator[np.ndarray], converter: Resampler) -> Iterator[np.ndarray]:
+    """Mono blocks at the new rate, gathered to a third of a second: decoders give some milliseconds at a time."""
+    state = converter.begin()
+    for block in _rechunk(blocks, converter.in_rate // 3):
+        y, state = converter.step(block, state)
+        yield y
+    yield converter.finish(state)
 
 
 def _mono(sound: _Sound, channel: int | None, begin: int, end: int | None) -> Iterator[np.ndarray]:
