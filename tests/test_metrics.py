@@ -17,6 +17,7 @@ from asr.training.metrics import (
     character_error_rate,
     compare,
     count_edits,
+    edit_distance,
     edits,
     error_rate,
     split_units,
@@ -42,7 +43,7 @@ def test_alignment_is_minimal_and_complete(reference: str, hypothesis: str) -> N
     assert "".join(h for _, h in pairs if h is not None) == hypothesis
     assert (None, None) not in pairs
     found = count_edits(pairs)
-    assert found.errors == plain_distance(reference, hypothesis)
+    assert found.errors == edit_distance(reference, hypothesis) == plain_distance(reference, hypothesis)
     assert found.total == len(reference)
     assert found.deletions - found.insertions == len(reference) - len(hypothesis)
 

@@ -63,39 +63,55 @@ class ErrorRate:
         )
 
 
-def align(reference: Sequence[T], hypothesis: Sequence[T]) -> list[Pair[T]]:
-    """A minimal alignment as pairs (reference unit, hypothesis unit); ``None`` marks an insertion or a deletion.
+def edit_distance(reference: Sequence[Hashable], hypothesis: Sequence[Hashable]) -> int:
+    """The least number of substitutions, deletions and insertions that turn ``reference`` into ``hypothesis``."""
+    if not hypothesis:
+        return len(reference)
+    up, down = _differences(reference, hypothesis)[-1]
+    return len(hypothesis) + up.bit_count() - down.bit_count()
 
-    All edits cost 1. The bit-parallel edit distance of Myers (1999) in the form of Hyyrö (2003), whose vertical
-    differences are kept for the way back: one step per hypothesis unit on integers of as many bits as the reference
-    has units, which is some twenty times faster than the matrix in plain Python.
+
+def _differences(reference: Sequence[Hashable], hypothesis: Sequence[Hashable]) -> list[tuple[int, int]]:
+    """Where the columns of the edit-distance matrix rise and fall, one column per hypothesis unit.
+
+    Bit i of the first number is set where the distance grows by 1 from reference row i to row i + 1, of the second
+    where it falls by 1. The bit-parallel algorithm of Myers (1999) in the form of Hyyrö (2003): one step per column on
+    integers of as many bits as the reference has units, some twenty times faster than the matrix in plain Python.
     """
-    positions: dict[T, int] = {}
+    positions: dict[Hashable, int] = {}
     for i, unit in enumerate(reference):
         positions[unit] = positions.get(unit, 0) | 1 << i
     mask = (1 << len(reference)) - 1
-    up, down = mask, 0  # bit i: the distance grows (falls) by 1 from reference row i to row i + 1
-    rows: list[tuple[int, int]] = []
+    up, down = mask, 0
+    columns: list[tuple[int, int]] = []
     for unit in hypothesis:
         match = positions.get(unit, 0)
         zero = (((match & up) + up) ^ up) | match | down  # bit i: the diagonal step to row i + 1 is free
         plus = down | ~(zero | up)
         minus = up & zero
-        plus = plus << 1 | 1  # row 0 of the matrix grows by 1 with every hypothesis unit
+        plus = plus << 1 | 1  # row 0 grows by 1 with every hypothesis unit
         minus <<= 1
         up = (minus | ~(zero | plus)) & mask
         down = plus & zero & mask
-        rows.append((up, down))
+        columns.append((up, down))
+    return columns
 
+
+def align(reference: Sequence[T], hypothesis: Sequence[T]) -> list[Pair[T]]:
+    """A minimal alignment as pairs (reference unit, hypothesis unit); ``None`` marks an insertion or a deletion.
+
+    All edits cost 1.
+    """
+    columns = _differences(reference, hypothesis)
     pairs: list[Pair[T]] = []
     i, j = len(reference), len(hypothesis)
     while i and j:
-        if rows[j - 1][0] >> (i - 1) & 1:
+        if columns[j - 1][0] >> (i - 1) & 1:
             i -= 1
             pairs.append((reference[i], None))
             continue
         j -= 1
-        if j and rows[j - 1][1] >> (i - 1) & 1:
+        if j and columns[j - 1][1] >> (i - 1) & 1:
             pairs.append((None, hypothesis[j]))
         else:
             i -= 1
