@@ -5,17 +5,18 @@ is that of the streams (:mod:`asr.audio.resample`).
 
 Time 0 is the first sound sample that a decoder gives when it decodes the file from its beginning (encoder delay, such
 as the pre-skip of Ogg Opus, is already removed). Silence that a container leaves out (discontinuous transmission,
-damaged packets) is put back, so that a sample's index is its time. A segment (``start_s``, ``duration_s``) holds the
-same samples as the like slice of the whole file: the reader seeks to a point well before the segment, decodes, and
-drops by time stamp. Matroska stores time stamps in milliseconds, so there a segment may be off by half a millisecond,
-except for Opus (WebM), whose frames stand on a grid. Where a container has no trustworthy index (mp3, raw AAC, pipes)
-packets are counted from the beginning and only those of the segment are decoded. In all others (avi, asf, ...)
-everything before the segment is decoded.
+damaged packets) is put back, so that a sample's index is its time.
 
-Damage: a file that ends before the length that its own header states, or that holds packets which cannot be decoded,
-still gives all the audio that is there. After the last chunk the damage is reported: to ``on_damage`` if given,
-otherwise as :class:`AudioError`. Formats that do not state their length (mp3, Ogg, pipes) cannot be told from shorter
-recordings when they are cut off.
+A segment (``start_s``, ``duration_s``) holds the same samples as the like slice of the whole file. Where time stamps
+after a seek can be trusted (wav, flac, mp4, WebM, Ogg Opus) the reader seeks to a point well before the segment,
+decodes, and drops by time stamp. Where only those of packets read from the beginning can be trusted (mp3, raw AAC,
+pipes) the packets before the segment are skipped undecoded. In all others (avi, asf, ...) they are decoded.
+
+Damage: a file that ends before its own header says or without its end mark, that has holes, or packets which cannot be
+decoded, still gives all the audio that is there. After the last chunk the damage is reported: to ``on_damage`` if given
+or else as :class:`AudioError`. A segment that is whole is given without complaint, whatever the rest of the file is.
+What states no length (pipes, raw AAC, mp3 without an information frame) cannot be told from a shorter recording when it
+is cut off.
 
 Full scale is 1.0. Float files may exceed it and resampling may overshoot it slightly; nothing is clipped.
 """
@@ -33,6 +34,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from asr.audio.resample import MAX_RATE, MIN_RATE, SAMPLE_RATE, Resampler, resampler
+from asr.audio.truncation import cut_off
 from asr.errors import AudioError, UsageError
 
 if TYPE_CHECKING:  # PyAV takes a tenth of a second to import: only when a file is opened
@@ -52,9 +54,12 @@ CONTAINERS = (
     "wav,w64,rf64,aiff,au,caf,flac,ogg,mp3,mp2,aac,latm,mov,mp4,m4a,3gp,matroska,webm,avi,asf,flv,mpeg,mpegts,amr,"
     "amrnb,amrwb,ape,wv,tta,ac3,eac3,dts,oma,voc,gsm,nut,tak,mpc,mpc8,dsf,rm,spdif,nsv,sox,nist"
 )
-INDEXED = {"wav", "w64", "aiff", "au", "caf", "flac", "ogg", "mov", "matroska"}  # seeking gives true time stamps
-COUNTED = {"mp3", "aac"}  # no index, but the time stamps of packets read from the beginning are exact
-OPUS_GRID = 120  # samples at 48 kHz: all Opus frames are multiples of 2.5 ms (RFC 6716, section 2.1.4)
+PLAIN = {"wav", "w64", "aiff", "au", "caf"}  # seeking is exact if they hold PCM
+# Matroska rounds time stamps to milliseconds. Frames stand on multiples of so many samples, which gives them back:
+# 2.5 ms of Opus at 48 kHz (RFC 6716, section 2.1.4), half a frame of mp3, a frame of AAC. FLAC has its own block size.
+FRAME_GRID = {"opus": 120, "mp3": 576, "aac": 1024}
+MAX_ROUNDING_S = 0.0015  # of Matroska's time stamps: of the frame and of the origin
+NO_HOLES = {"ogg", "flac"}  # others may leave out silence; in these a jump of time stamps is damage
 STATES_LENGTH = {"wav", "w64", "aiff", "caf", "flac", "mov"}  # duration is a number in the header, no estimate
 
 
@@ -71,7 +76,7 @@ class MediaInfo:
 def probe(source: Media) -> MediaInfo:
     """The length, rate, channels and codec of ``source``, from its headers. Raises :class:`AudioError`."""
     with _open(source) as sound:
-        return MediaInfo(sound.duration_s, sound.rate, sound.channels, sound.stream.codec_context.codec.name)
+        return MediaInfo(sound.duration_s, sound.rate, sound.channels, sound.codec)
 
 
 def load_audio(
@@ -137,17 +142,41 @@ class _Sound:
     name: str
     container: av.container.InputContainer
     stream: av.AudioStream
+    source: str | IO[bytes]
     seekable: bool
     rate: int
     channels: int
     origin: int | None = None  # time stamp of time 0, in units of the stream's time base
-    phase: int = 0  # samples in the first frame: where the grid of Opus frames stands
+    phase: int = 0  # samples in the first frame, where a part may have been skipped: where the grid of frames stands
     damage: list[str] = field(default_factory=list)
 
     @property
     def format(self) -> str:
         """The short name of the container format."""
         return str(self.container.format.name).split(",")[0]
+
+    @property
+    def codec(self) -> str:
+        """The name of the codec, whatever decodes it: "libopus" is "opus"."""
+        return str(self.stream.codec_context.codec.canonical_name)
+
+    @property
+    def seeks_exactly(self) -> bool:
+        """Whether time stamps after a seek are true. In Ogg they are wrong by some packets for all but Opus."""
+        if not self.seekable:
+            return False
+        if self.format in PLAIN:
+            return self.codec.startswith("pcm_")
+        if self.format == "matroska":
+            return self.codec == "flac" or self.codec in FRAME_GRID
+        return self.format in ("flac", "mov") or (self.format == "ogg" and self.codec == "opus")
+
+    @property
+    def counts_exactly(self) -> bool:
+        """Whether the time stamps of packets are true when all are read from the beginning."""
+        if self.format in PLAIN:
+            return self.codec.startswith("pcm_")
+        return self.format in ("mp3", "aac", "flac", "mov", "ogg")
 
     @property
     def duration_s(self) -> float | None:
@@ -190,7 +219,8 @@ def _open(source: Media) -> Iterator[_Sound]:
             raise AudioError(f"{name}: sample rate {rate} Hz is outside the range {range_text}: resample the file")
         if channels < 1:
             raise AudioError(f"{name}: its sound stream cannot be decoded: convert the file to wav or flac")
-        yield _Sound(name, container, stream, seekable, rate, channels)
+        file = os.fspath(source) if isinstance(source, str | os.PathLike) else source
+        yield _Sound(name, container, stream, file, seekable, rate, channels)
 
 
 def _checked(source: Media) -> tuple[str, Any, bool]:
@@ -200,7 +230,12 @@ def _checked(source: Media) -> tuple[str, Any, bool]:
             raise UsageError(f"cannot read audio from {type(source).__name__}: give a path or a binary file object")
         name = getattr(source, "name", None)
         seekable = bool(source.seekable()) if hasattr(source, "seekable") else hasattr(source, "seek")
-        return (name if isinstance(name, str) else "audio data"), source, seekable
+        name = name if isinstance(name, str) else "audio data"
+        if seekable:
+            if source.seek(0, os.SEEK_END) == 0:
+                raise AudioError(f"{name}: is empty (0 bytes): get a whole copy of the file")
+            source.seek(0)
+        return name, source, seekable
     path = Path(source)
     if path.is_dir():
         raise AudioError(f"{path}: is a folder: give the files inside it")
@@ -219,8 +254,10 @@ def _why_not_media(name: str, error: Exception, seekable: bool) -> str:
         return f"{name}: is empty or ends within its header: get a whole copy of the file"
     if isinstance(error, PermissionError):
         return f"{name}: may not be read: check its permissions"
-    hint = "convert it to wav or flac" if seekable else "a pipe takes wav, flac, mp3 or ogg; give others as a file"
-    return f"{name}: is not a media file that can be read, or is truncated within its header: {hint}"
+    if not seekable:
+        what = "is empty, ends within its header, or is not media that can be read through a pipe"
+        return f"{name}: {what}: a pipe takes wav, flac, mp3, ogg and webm; give others as a file"
+    return f"{name}: is not a media file that can be read, or ends within its header: convert it to wav or flac"
 
 
 # --- decoding ----------------------------------------------------------------------------------------------------
@@ -252,7 +289,10 @@ def _segment(
     if not given:
         if first:
             raise AudioError(f"{sound.name}: ends before {first / sample_rate:g} s: choose an earlier start")
-        raise AudioError(f"{sound.name}: holds no sound (0 samples): get a whole copy of the file")
+        if not sound.seekable:
+            raise AudioError(f"{sound.name}: gives no sound through a pipe: give it as a file")
+        reason = f" and {'; '.join(sound.damage)}" if sound.damage else ""
+        raise AudioError(f"{sound.name}: holds no sound (0 samples){reason}: get a whole copy of the file")
     if left is not None and left - given > SHORT_S * sample_rate and not sound.damage:
         sound.damage.append(f"ends {(left - given) / sample_rate:.2f} s before the end of the segment")
 
@@ -277,6 +317,8 @@ def _mono(sound: _Sound, channel: int | None, begin: int, end: int | None) -> It
             for start in range(0, gap, sound.rate):
                 piece = np.zeros(min(sound.rate, gap - start), np.float32)
                 yield from _cut(piece, position + start, begin, end)
+            if sound.format in NO_HOLES and position >= begin:
+                sound.damage.append(f"{gap / sound.rate:.2f} s are missing at {position / sound.rate:.2f} s")
             position += gap
         if end is not None and position >= end:
             return
@@ -286,10 +328,23 @@ def _mono(sound: _Sound, channel: int | None, begin: int, end: int | None) -> It
             raise AudioError(f"{sound.name}: has NaN or infinite samples at {at:.3f} s: export the file again")
         yield from _cut(mono, position, begin, end)
         position += mono.size
+    _find_truncation(sound, position or 0)
+
+
+def _find_truncation(sound: _Sound, samples: int) -> None:
+    """Note it as damage if a file that has given its last sample should be longer."""
     stated = sound.stated_samples
-    if stated is not None and stated - (position or 0) > SHORT_S * sound.rate:
-        is_s, should_s = (position or 0) / sound.rate, stated / sound.rate
+    if stated is not None and stated - samples > SHORT_S * sound.rate:
+        is_s, should_s = samples / sound.rate, stated / sound.rate
         sound.damage.append(f"is truncated: {is_s:.2f} s of the {should_s:.2f} s that its header states are there")
+    elif sound.seekable:
+        if isinstance(sound.source, str):
+            with open(sound.source, "rb") as file:
+                found = cut_off(file)
+        else:
+            found = cut_off(sound.source)
+        if found:
+            sound.damage.append(found)
 
 
 def _cut(samples: np.ndarray, position: int, begin: int, end: int | None) -> Iterator[np.ndarray]:
@@ -303,8 +358,7 @@ def _cut(samples: np.ndarray, position: int, begin: int, end: int | None) -> Ite
 def _decoded(sound: _Sound, begin: int) -> Iterator[tuple[int, np.ndarray]]:
     """(position of the first sample, (channels, samples) float32) of all frames, from some way before ``begin`` on."""
     early = begin - math.ceil(PREROLL_S * sound.rate)
-    indexed = sound.format in INDEXED
-    if early > 0 and sound.seekable and indexed:
+    if early > 0 and sound.seeks_exactly:
         if next(_frames(sound, begin), None) is None:  # finds out the origin of time
             return
         if _seek(sound, early):
@@ -317,8 +371,8 @@ def _decoded(sound: _Sound, begin: int) -> Iterator[tuple[int, np.ndarray]]:
         if not _seek(sound, 0):  # landed too late and cannot go back
             raise AudioError(f"{sound.name}: cannot be searched for a segment: convert it to flac")
         sound.damage.clear()
-        yield from _frames(sound, begin, skip_until=early)
-    elif early > 0 and (sound.format in COUNTED or (indexed and sound.format != "matroska")):
+        yield from _frames(sound, begin, skip_until=early if sound.counts_exactly else 0)
+    elif early > 0 and sound.counts_exactly:
         sound.origin = sound.stream.start_time
         yield from _frames(sound, begin, skip_until=early)
     else:
@@ -338,9 +392,14 @@ def _seek(sound: _Sound, position: int) -> bool:
 
 def _position(sound: _Sound, stamp: int) -> int:
     """The sample that a time stamp stands for."""
+    if stamp == sound.origin:
+        return 0  # off the grid where a part of the first frame is skipped
     position = (stamp - (sound.origin or 0)) * float(sound.stream.time_base or 1) * sound.rate
-    if sound.format == "matroska" and sound.stream.codec_context.codec.name in ("opus", "libopus"):
-        return round((position - sound.phase) / OPUS_GRID) * OPUS_GRID + sound.phase
+    grid = sound.phase if sound.codec == "flac" else FRAME_GRID.get(sound.codec, 0)
+    if sound.format == "matroska" and grid:
+        on_grid = round((position - sound.phase) / grid) * grid + sound.phase
+        if abs(on_grid - position) <= MAX_ROUNDING_S * sound.rate:
+            return on_grid
     return round(position)
 
 
@@ -376,8 +435,10 @@ def _frames(sound: _Sound, begin: int, skip_until: int = 0, sought: bool = False
                 if frame.pts is not None:
                     if sound.origin is None:
                         sound.origin, sound.phase = frame.pts, frame.samples
-                    position = max(0, _position(sound, frame.pts)) if position else position
-                yield position, _samples(sound, frame)
+                    position = _position(sound, frame.pts)
+                early = max(0, -position)  # a decoder that was sent back to the beginning gives the pre-skip too
+                if early < frame.samples:
+                    yield position + early, _samples(sound, frame)[:, early:]
                 position += frame.samples
     except (av.FFmpegError, OSError) as error:
         sound.damage.append(f"cannot be read on after {position / sound.rate:.2f} s ({_short(error)})")

