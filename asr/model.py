@@ -1,0 +1,437 @@
+"""The acoustic model: a causal convolutional front end, recurrent layers, look-ahead layers and CTC heads.
+
+Log-mel frames (20 ms) go in, log-probabilities of units per step (40 ms) come out. Every part carries its memory in an
+explicit :class:`State`; offline is *defined* as ``begin`` + one ``step`` with everything + ``end``. The parallel
+:meth:`AcousticModel.forward` over padded batches exists for training and gives the same numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from asr.config import require
+from asr.errors import ModelError, StateError
+from asr.features import FRAME_MS
+
+FRAMES_PER_STEP = 2
+STEP_MS = FRAME_MS * FRAMES_PER_STEP
+_KERNEL = 3  # of both convolutions, in time and frequency
+# Frames before a step's own two that its output depends on: conv 1 looks back 2, conv 2 (stride 2) one frame more.
+FRONT_END_HISTORY = 2 * (_KERNEL - 1) + 1 - FRAMES_PER_STEP
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of an :class:`AcousticModel`.
+
+    ``heads`` maps a head's name to its number of units (blank included). ``lookahead`` has one entry per recurrent
+    layer: how many future steps the look-ahead layer after it sees (0: none). ``lookahead_stride``: distance of its
+    taps in steps. ``intermediate`` is the recurrent layer (from 1) after which a training-only copy of the first head
+    sits; 0 means none.
+    """
+
+    heads: dict[str, int]
+    mels: int = 80
+    channels: int = 32
+    hidden: int = 448
+    layers: int = 4
+    cell: Literal["lstm", "gru", "rnn"] = "lstm"
+    bidirectional: bool = False
+    lookahead: tuple[int, ...] = (0, 4, 0, 4)
+    lookahead_stride: int = 2
+    intermediate: int = 0
+    dropout: float = 0.2
+
+    def __post_init__(self) -> None:
+        require(len(self.heads) > 0, "model.heads needs at least one head")
+        require(all(n >= 2 for n in self.heads.values()), "model.heads: every head needs the blank and at least one unit")
+        require(self.mels % 4 == 0, f"model.mels must be a multiple of 4, got {self.mels}")
+        require(1 <= self.layers <= 12, f"model.layers must be 1 to 12, got {self.layers}")
+        require(self.hidden > 0 and self.channels > 0, "model.hidden and model.channels must be positive")
+        require(len(self.lookahead) == self.layers,
+                f"model.lookahead needs one entry per layer ({self.layers}), got {len(self.lookahead)}")
+        require(self.lookahead_stride >= 1, "model.lookahead_stride must be at least 1")
+        require(all(n >= 0 and n % self.lookahead_stride == 0 for n in self.lookahead),
+                f"model.lookahead entries must be multiples of model.lookahead_stride ({self.lookahead_stride})")
+        require(0 <= self.intermediate < max(2, self.layers), "model.intermediate must be 0 or a layer below the last")
+        require(0 <= self.dropout < 1, f"model.dropout must be 0 to 1, got {self.dropout}")
+        require(not self.bidirectional or self.hidden % 2 == 0, "model.hidden must be even when bidirectional")
+
+    @property
+    def lookahead_steps(self) -> int:
+        """Future steps that an output depends on, over all layers."""
+        return sum(self.lookahead)
+
+    @property
+    def lookahead_ms(self) -> int:
+        """Future audio in ms beyond a step's own that its output depends on."""
+        return self.lookahead_steps * STEP_MS
+
+    @property
+    def algorithmic_latency_ms(self) -> int:
+        """Longest wait, in ms of audio, from a sample until the output of its step can be computed."""
+        return STEP_MS + self.lookahead_ms
+
+    @property
+    def has_cell_state(self) -> bool:
+        """Whether the recurrent cell carries a second state tensor."""
+        return self.cell == "lstm"
+
+
+@dataclass
+class State:
+    """Everything the network remembers of ``batch`` streams that are in the same phase.
+
+    ``context``: (batch, FRONT_END_HISTORY, mels) last normalised frames. ``pending``: (batch, 0 or 1, mels) a frame
+    waiting for its step to fill. ``hidden`` and ``cell``: (layers, batch, hidden); ``cell`` has no elements unless the
+    model is an LSTM. ``waiting``: per look-ahead layer (batch, up to its future steps, hidden) outputs that wait for
+    their future. Rows of one State always have equal shapes; states of different :attr:`phase` cannot be stacked.
+    """
+
+    context: Tensor
+    pending: Tensor
+    hidden: Tensor
+    cell: Tensor
+    waiting: tuple[Tensor, ...]
+
+    def __len__(self) -> int:
+        return int(self.context.shape[0])
+
+    @property
+    def phase(self) -> tuple[int, ...]:
+        """States with equal phase can share a batch: pending frames and fill of the look-ahead layers."""
+        return (int(self.pending.shape[1]), *(int(w.shape[1]) for w in self.waiting))
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all tensors in bytes."""
+        return sum(t.numel() * t.element_size() for t in self._tensors().values())
+
+    def clone(self) -> State:
+        """A copy that shares nothing."""
+        return self._map(torch.clone)
+
+    def to(self, device: str | torch.device) -> State:
+        """The state on another device."""
+        return self._map(lambda t: t.to(device))
+
+    @staticmethod
+    def stack(states: list[State]) -> State:
+        """Join the rows of states of one phase. Raises StateError when phases differ."""
+        if not states:
+            raise StateError("there is no state to stack")
+        if len({s.phase for s in states}) != 1:
+            raise StateError("states of different phase cannot share a batch: group them by State.phase")
+        return State(
+            torch.cat([s.context for s in states]),
+            torch.cat([s.pending for s in states]),
+            torch.cat([s.hidden for s in states], dim=1),
+            torch.cat([s.cell for s in states], dim=1),
+            tuple(torch.cat(parts) for parts in zip(*(s.waiting for s in states), strict=True)),
+        )
+
+    def rows(self, start: int, stop: int) -> State:
+        """A copy of rows ``start`` to ``stop``."""
+        return State(
+            self.context[start:stop].clone(),
+            self.pending[start:stop].clone(),
+            self.hidden[:, start:stop].clone(),
+            self.cell[:, start:stop].clone(),
+            tuple(w[start:stop].clone() for w in self.waiting),
+        )
+
+    def split(self) -> list[State]:
+        """One state per row."""
+        return [self.rows(i, i + 1) for i in range(len(self))]
+
+    def to_bytes(self) -> bytes:
+        """Serialise (safetensors); :meth:`from_bytes` is the inverse, on any machine."""
+        from safetensors.torch import save
+
+        tensors = {k: t.detach().cpu().contiguous() for k, t in self._tensors().items()}
+        return save(tensors, {"format": "asr-state-1", "waiting": json.dumps(len(self.waiting))})
+
+    @staticmethod
+    def from_bytes(data: bytes) -> State:
+        """Read what :meth:`to_bytes` wrote. Raises StateError for anything else."""
+        from safetensors.torch import load
+
+        try:
+            tensors = load(data)
+            count = sum(name.startswith("waiting.") for name in tensors)
+            state = State(tensors["context"], tensors["pending"], tensors["hidden"], tensors["cell"],
+                          tuple(tensors[f"waiting.{i}"] for i in range(count)))
+        except Exception as error:  # safetensors raises its own class, KeyError comes from a foreign file
+            raise StateError(f"not a serialised recogniser state ({error})") from None
+        return state
+
+    def _tensors(self) -> dict[str, Tensor]:
+        named = {"context": self.context, "pending": self.pending, "hidden": self.hidden, "cell": self.cell}
+        return {**named, **{f"waiting.{i}": w for i, w in enumerate(self.waiting)}}
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> State:
+        return State(function(self.context), function(self.pending), function(self.hidden), function(self.cell),
+                     tuple(function(w) for w in self.waiting))
+
+
+class FrontEnd(nn.Module):
+    """Global normalisation and two convolutions (3x3; strides 1 and 2 in time, 2 in frequency), causal in time."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(config.mels))
+        self.register_buffer("deviation", torch.ones(config.mels))
+        first = max(1, config.channels // 2)
+        self.conv1 = nn.Conv2d(1, first, _KERNEL, (1, 2), (0, 1))
+        self.conv2 = nn.Conv2d(first, config.channels, _KERNEL, (FRAMES_PER_STEP, 2), (0, 1))
+        self.project = nn.Linear(config.channels * config.mels // 4, config.hidden)
+        self.norm = nn.LayerNorm(config.hidden)
+
+    def normalize(self, frames: Tensor) -> Tensor:
+        """(batch, frames, mels) to zero mean and unit variance by the stored global statistics."""
+        return (frames - self.mean) / self.deviation
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Normalised (batch, FRONT_END_HISTORY + 2 n, mels) to (batch, n, hidden)."""
+        x = F.relu(self.conv1(frames[:, None]))
+        x = F.relu(self.conv2(x))
+        x = self.project(x.transpose(1, 2).flatten(2))
+        return self.norm(x)
+
+
+class LockedDropout(nn.Module):
+    """Dropout whose mask stays the same over the steps of a row (Gal and Ghahramani 2016); cheap to draw."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x``: (batch, steps, channels)."""
+        if not self.training or self.probability == 0:
+            return x
+        keep = 1 - self.probability
+        return x * (torch.rand(x.shape[0], 1, x.shape[2], device=x.device) < keep).to(x.dtype).div_(keep)
+
+
+class RecurrentLayer(nn.Module):
+    """``x + dropout(rnn(norm(x)))``."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        kinds: dict[str, type[nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+        size = config.hidden // 2 if config.bidirectional else config.hidden
+        self.norm = nn.LayerNorm(config.hidden)
+        self.rnn = kinds[config.cell](config.hidden, size, batch_first=True, bidirectional=config.bidirectional)
+        self.dropout = LockedDropout(config.dropout)
+        for name, parameter in self.rnn.named_parameters():
+            if "weight_hh" in name:
+                for gate in parameter.data.chunk(parameter.shape[0] // size):
+                    nn.init.orthogonal_(gate)
+            elif "weight_ih" in name:
+                nn.init.xavier_uniform_(parameter)
+            else:
+                nn.init.zeros_(parameter)
+                if config.cell == "lstm" and "bias_ih" in name:  # forget gate open at first (Jozefowicz et al. 2015)
+                    parameter.data[size : 2 * size] = 1.0
+
+    def forward(self, x: Tensor, hidden: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """``x``: (batch, n, hidden); ``hidden``: the pair (h, c) of (batch, hidden), c without elements unless LSTM."""
+        h, c = hidden
+        if isinstance(self.rnn, nn.LSTM):
+            y, (h, c) = self.rnn(self.norm(x), (h[None].contiguous(), c[None].contiguous()))
+            c = c[0]
+        else:
+            y, h = self.rnn(self.norm(x), h[None].contiguous())
+        return x + self.dropout(y), (h[0], c)
+
+    def forward_both_ways(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Bidirectional pass over right-padded rows."""
+        packed = nn.utils.rnn.pack_padded_sequence(self.norm(x), lengths.cpu(), batch_first=True, enforce_sorted=False)
+        y, _ = nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0], batch_first=True, total_length=x.shape[1])
+        return x + self.dropout(y)
+
+
+class LookAhead(nn.Module):
+    """A residual time convolution over a step and some of its future (row convolution of Deep Speech 2, full matrix).
+
+    ``x_t + dropout(relu(W [norm(x_t), norm(x_{t+s}), ..., norm(x_{t+future})]))``; beyond the end there are zeros.
+    """
+
+    def __init__(self, config: ModelConfig, future: int) -> None:
+        super().__init__()
+        self.future = future
+        self.stride = config.lookahead_stride
+        self.norm = nn.LayerNorm(config.hidden)
+        self.linear = nn.Linear(config.hidden * (future // self.stride + 1), config.hidden)
+        self.dropout = LockedDropout(config.dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """All of ``x`` (batch, n, hidden) with zeros after it; ``mask`` (batch, n, 1) is 0 beyond a row's end."""
+        z = self.norm(x)
+        if mask is not None:
+            z = z * mask.to(z.dtype)
+        return self._combine(x, F.pad(z, (0, 0, 0, self.future)))
+
+    def step(self, x: Tensor, waiting: Tensor) -> tuple[Tensor, Tensor]:
+        """The outputs whose future is known now, and what still waits."""
+        x = torch.cat([waiting, x], dim=1)
+        ready = max(0, x.shape[1] - self.future)
+        if ready == 0:
+            return x[:, :0], x
+        return self._combine(x[:, :ready], self.norm(x)), x[:, ready:]
+
+    def _combine(self, x: Tensor, z: Tensor) -> Tensor:
+        count = x.shape[1]
+        taps = [z[:, o : o + count] for o in range(0, self.future + 1, self.stride)]
+        return x + self.dropout(F.relu(self.linear(torch.cat(taps, dim=2))))
+
+
+class AcousticModel(nn.Module):
+    """Log-mel frames to log-probabilities of units; see the module's text."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.front_end = FrontEnd(config)
+        self.recurrent = nn.ModuleList(RecurrentLayer(config) for _ in range(config.layers))
+        self.look_ahead = nn.ModuleDict(
+            {str(i): LookAhead(config, future) for i, future in enumerate(config.lookahead) if future}
+        )
+        self.norm = nn.LayerNorm(config.hidden)
+        self.heads = nn.ModuleDict({name: nn.Linear(config.hidden, units) for name, units in config.heads.items()})
+        self.intermediate: nn.Module | None = None
+        if config.intermediate:
+            first = next(iter(config.heads.values()))
+            self.intermediate = nn.Sequential(nn.LayerNorm(config.hidden), nn.Linear(config.hidden, first))
+
+    # -- streaming ---------------------------------------------------------------------------------------------------
+
+    def begin(self, batch: int = 1) -> State:
+        """State of ``batch`` streams before their first frame. Raises ModelError for a bidirectional model."""
+        self._must_stream()
+        c = self.config
+        new = self.front_end.mean.new_zeros
+        return State(
+            context=new(batch, FRONT_END_HISTORY, c.mels),
+            pending=new(batch, 0, c.mels),
+            hidden=new(c.layers, batch, c.hidden),
+            cell=new(c.layers, batch, c.hidden if c.has_cell_state else 0),
+            waiting=tuple(new(batch, 0, c.hidden) for _ in self.look_ahead),
+        )
+
+    def step(self, frames: Tensor, state: State) -> tuple[dict[str, Tensor], State]:
+        """``frames``: (batch, any, mels) log-mel. Returns log-probabilities per head (batch, steps, units), new state."""
+        x, state = self.step_hidden(frames, state)
+        return self.emit(x), state
+
+    def end(self, state: State) -> dict[str, Tensor]:
+        """What comes out when nothing follows: a started step is filled and look-ahead layers see zeros."""
+        return self.emit(self.end_hidden(state))
+
+    def step_hidden(self, frames: Tensor, state: State) -> tuple[Tensor, State]:
+        """As :meth:`step`, before the heads: (batch, steps, hidden)."""
+        self._must_stream()
+        if frames.dim() != 3 or frames.shape[0] != len(state) or frames.shape[2] != self.config.mels:
+            raise StateError(f"expected ({len(state)}, frames, {self.config.mels}) log-mel, got {tuple(frames.shape)}")
+        return self._advance(self.front_end.normalize(frames), state, final=False)
+
+    def end_hidden(self, state: State) -> Tensor:
+        """As :meth:`end`, before the heads."""
+        self._must_stream()
+        missing = -state.pending.shape[1] % FRAMES_PER_STEP
+        return self._advance(state.pending.new_zeros(len(state), missing, self.config.mels), state, final=True)[0]
+
+    def emit(self, x: Tensor) -> dict[str, Tensor]:
+        """Log-probabilities of every head for (batch, steps, hidden)."""
+        z = self.norm(x)
+        return {name: F.log_softmax(head(z).float(), dim=-1) for name, head in self.heads.items()}
+
+    def _advance(self, frames: Tensor, state: State, final: bool) -> tuple[Tensor, State]:
+        batch = len(state)
+        joined = torch.cat([state.context, state.pending, frames], dim=1)
+        steps = (joined.shape[1] - FRONT_END_HISTORY) // FRAMES_PER_STEP
+        used = steps * FRAMES_PER_STEP
+        if steps:
+            x = self.front_end(joined[:, : FRONT_END_HISTORY + used])
+        else:
+            x = joined.new_zeros(batch, 0, self.config.hidden)
+        context = joined[:, used : used + FRONT_END_HISTORY]
+        pending = joined[:, used + FRONT_END_HISTORY :]
+        hidden, cell, waiting = list(state.hidden), list(state.cell), []
+        held = iter(state.waiting)
+        for i, layer in enumerate(self.recurrent):
+            if x.shape[1]:
+                x, (hidden[i], cell[i]) = layer(x, (state.hidden[i], state.cell[i]))
+            if str(i) in self.look_ahead:
+                ahead = self.look_ahead[str(i)]
+                if final:
+                    x, rest = ahead(torch.cat([next(held), x], dim=1)), x[:, :0]
+                else:
+                    x, rest = ahead.step(x, next(held))
+                waiting.append(rest)
+        return x, State(context, pending, torch.stack(hidden), torch.stack(cell), tuple(waiting))
+
+    def _must_stream(self) -> None:
+        if self.config.bidirectional:
+            raise ModelError("a bidirectional model needs the whole recording and cannot stream: it is for offline "
+                             "comparison alone; train with bidirectional = false")
+
+    # -- training and offline comparison -----------------------------------------------------------------------------
+
+    def forward(self, frames: Tensor, lengths: Tensor, carry: tuple[Tensor, Tensor] | None = None
+                ) -> tuple[dict[str, Tensor], Tensor, tuple[Tensor, Tensor]]:
+        """Padded rows in parallel.
+
+        ``frames``: (batch, time, mels) log-mel; ``lengths``: (batch,) frames of each row; ``carry``: (h, c), each
+        (layers, batch, hidden), the recurrent state to start from. Returns log-probabilities per head (batch, steps,
+        units) (and ``intermediate`` while training), steps of each row, and the state after the last padded step.
+        """
+        x = self.front_end.normalize(frames)
+        time = torch.arange(x.shape[1], device=x.device)
+        x = x * (time < lengths[:, None])[..., None]
+        x = F.pad(x, (0, 0, FRONT_END_HISTORY, -x.shape[1] % FRAMES_PER_STEP))
+        x = self.front_end(x)
+        steps = (lengths + FRAMES_PER_STEP - 1) // FRAMES_PER_STEP
+        mask = (torch.arange(x.shape[1], device=x.device) < steps[:, None])[..., None]
+        if carry is None:
+            zeros = x.new_zeros(self.config.layers, x.shape[0], self.config.hidden)
+            carry = zeros, zeros
+        hidden, cell, middle = [], [], None
+        for i, layer in enumerate(self.recurrent):
+            if self.config.bidirectional:
+                x = layer.forward_both_ways(x, steps)
+                h = c = carry[0][i]
+            else:
+                x, (h, c) = layer(x, (carry[0][i].to(x.dtype), carry[1][i].to(x.dtype)))
+            hidden.append(h)
+            cell.append(c)
+            if str(i) in self.look_ahead:
+                x = self.look_ahead[str(i)](x, mask)
+            if i + 1 == self.config.intermediate:
+                middle = x
+        out = self.emit(x)
+        if self.training and self.intermediate is not None and middle is not None:
+            out["intermediate"] = F.log_softmax(self.intermediate(middle).float(), dim=-1)
+        return out, steps, (torch.stack(hidden), torch.stack(cell))
+
+    @property
+    def parameter_count(self) -> int:
+        """Trainable parameters."""
+        return sum(p.numel() for p in self.parameters())
+
+
+def replace(config: ModelConfig, **changes: object) -> ModelConfig:
+    """A copy of ``config`` with some fields changed."""
+    return dataclasses.replace(config, **changes)  # type: ignore[arg-type]

@@ -1,0 +1,322 @@
+"""Batches for training: rows of about equal length, changed at random on log-mel frames.
+
+Everything is a pure function of (seed, epoch, batch number), so that a resumed run sees what the interrupted one would
+have seen. Noise is added as power in the mel domain: the power of a sum of independent signals is the sum of powers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from asr.config import require
+from asr.errors import AsrError, ManifestError
+from asr.features import FRAME_MS
+from asr.model import FRAMES_PER_STEP
+from asr.training.cache import Shard
+from asr.vocabulary import Vocabulary
+
+Frames = NDArray[np.float32]
+FRAMES_PER_SECOND = 1000 // FRAME_MS
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of log-mel rows. Probabilities are per row; SNR and volume in dB; lengths in seconds."""
+
+    noise: float = 0.3
+    babble: float = 0.05
+    snr_db: tuple[float, float] = (3.0, 30.0)
+    volume_db: tuple[float, float] = (-15.0, 8.0)
+    warp: float = 0.3
+    warp_most: float = 0.1
+    frequency_masks: int = 2
+    frequency_mask_bands: int = 20
+    time_masks: int = 6
+    time_mask_fraction: float = 0.04
+    join: float = 0.15
+    join_longest_s: float = 24.0
+    padding: float = 0.3
+    padding_longest_s: float = 1.0
+    empty: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name in ("noise", "babble", "warp", "join", "padding", "empty"):
+            require(0 <= getattr(self, name) <= 1, f"augment.{name} is a probability: 0 to 1, got {getattr(self, name)}")
+        require(self.snr_db[0] <= self.snr_db[1], "augment.snr_db must be ascending")
+        require(self.volume_db[0] <= self.volume_db[1], "augment.volume_db must be ascending")
+        require(0 <= self.warp_most < 0.5, "augment.warp_most must be 0 to 0.5")
+        require(0 <= self.time_mask_fraction <= 0.5, "augment.time_mask_fraction must be 0 to 0.5")
+        require(self.frequency_mask_bands >= 0 and self.time_masks >= 0 and self.frequency_masks >= 0,
+                "augment: numbers of masks and bands must not be negative")
+
+
+NO_AUGMENT = AugmentConfig(noise=0, babble=0, volume_db=(0.0, 0.0), warp=0, frequency_masks=0, time_masks=0, join=0,
+                           padding=0, empty=0)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """``frames`` (rows, time, mels) float32, ``lengths`` (rows,) frames; per head the joined ``targets`` and their
+    ``target_lengths`` (rows,); ``ids`` names the utterances of each row."""
+
+    frames: Tensor
+    lengths: Tensor
+    targets: dict[str, Tensor]
+    target_lengths: dict[str, Tensor]
+    ids: tuple[str, ...]
+    texts: tuple[str, ...]
+
+
+class TrainingSet:
+    """All utterances with their views and targets. ``mean`` fills masked bands, (mels,)."""
+
+    def __init__(self, shards: Sequence[Shard], heads: dict[str, Vocabulary]) -> None:
+        self.shards = list(shards)
+        self.heads = heads
+        self.texts: list[str] = []
+        self.ids: list[str] = []
+        self.targets: dict[str, list[NDArray[np.int64]]] = {name: [] for name in heads}
+        self.places: list[list[tuple[int, int, int]]] = []  # per utterance and view: shard, first frame, frames
+        for s, shard in enumerate(self.shards):
+            base = len(self.places)
+            for utterance in shard.utterances:
+                self.texts.append(utterance.text)
+                self.ids.append(utterance.id)
+                self.places.append([])
+                for name, vocabulary in heads.items():
+                    try:
+                        encoded = vocabulary.encode(utterance.text)
+                    except AsrError as error:
+                        raise ManifestError(f"utterance {utterance.id} of {utterance.audio}: {error}") from None
+                    self.targets[name].append(np.asarray(encoded, dtype=np.int64))
+            for number, _, start, count in shard.index.tolist():
+                self.places[base + number].append((s, start, count))
+        self.too_short = self._drop_impossible()
+        self.statistics = self._statistics()
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def mean(self) -> Frames:
+        """Mean of every mel band."""
+        return self.statistics[0]
+
+    def frames(self, utterance: int, view: int) -> Frames:
+        """A writable float32 copy of one view of an utterance."""
+        shard, start, count = self.places[utterance][view % len(self.places[utterance])]
+        return np.array(self.shards[shard].frames[start : start + count], dtype=np.float32)
+
+    def length(self, utterance: int, view: int) -> int:
+        """Frames of one view of an utterance."""
+        return self.places[utterance][view % len(self.places[utterance])][2]
+
+    def _drop_impossible(self) -> int:
+        """Leave out utterances whose units cannot fit their steps under CTC; returns how many."""
+        keep = []
+        for i, views in enumerate(self.places):
+            steps = min(v[2] for v in views) // FRAMES_PER_STEP if views else 0
+            needed = max((len(t[i]) + int(np.sum(t[i][1:] == t[i][:-1])) for t in self.targets.values()), default=0)
+            if steps >= max(1, needed):
+                keep.append(i)
+        dropped = len(self.places) - len(keep)
+        self.places = [self.places[i] for i in keep]
+        self.texts = [self.texts[i] for i in keep]
+        self.ids = [self.ids[i] for i in keep]
+        self.targets = {name: [t[i] for i in keep] for name, t in self.targets.items()}
+        return dropped
+
+    def _statistics(self) -> tuple[Frames, Frames]:
+        total, squares, count = 0.0, 0.0, 0
+        for shard in self.shards:
+            sample = np.asarray(shard.frames[:: max(1, len(shard.frames) // 20_000)], dtype=np.float64)
+            total, squares, count = total + sample.sum(0), squares + (sample**2).sum(0), count + len(sample)
+        mean = total / max(count, 1)
+        deviation = np.sqrt(np.maximum(squares / max(count, 1) - mean**2, 1e-4))
+        return np.asarray(mean, dtype=np.float32), np.asarray(deviation, dtype=np.float32)
+
+
+class BatchPlan:
+    """The batches of one epoch for ``world`` processes; ``plan[rank][n]`` lists rows, a row lists (utterance, view)."""
+
+    def __init__(self, data: TrainingSet, augment: AugmentConfig, batch_seconds: float, seed: int, epoch: int,
+                 world: int = 1, shuffle: bool = True) -> None:
+        rng = np.random.default_rng([seed, epoch])
+        order = rng.permutation(len(data)) if shuffle else np.arange(len(data))
+        views = rng.integers(0, 1 << 30, len(data)) if shuffle else np.zeros(len(data), dtype=np.int64)
+        rows = _join_rows(data, [(int(i), int(views[i])) for i in order], augment, rng)
+        lengths = np.array([sum(data.length(*part) for part in row) for row in rows])
+        jitter = rng.uniform(0.95, 1.05, len(rows)) if shuffle else np.ones(len(rows))
+        batches = _pack(rows, lengths, np.argsort(lengths * jitter, kind="stable"),
+                        int(batch_seconds * FRAMES_PER_SECOND))
+        # Neighbours in length go to the processes of one step, so that none waits long for another.
+        steps = [batches[i : i + world] for i in range(0, len(batches) - world + 1, world)]
+        if shuffle:
+            steps = [steps[i] for i in rng.permutation(len(steps))]
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def rows(self, step: int, rank: int = 0) -> list[list[tuple[int, int]]]:
+        """Rows of one process in one step."""
+        return self.steps[step][rank]
+
+
+def _join_rows(data: TrainingSet, singles: list[tuple[int, int]], augment: AugmentConfig, rng: np.random.Generator
+               ) -> list[list[tuple[int, int]]]:
+    longest = augment.join_longest_s * FRAMES_PER_SECOND
+    rows: list[list[tuple[int, int]]] = []
+    open_row: list[tuple[int, int]] = []
+    wanted = 0
+    for single in singles:
+        if rng.random() >= augment.join:
+            rows.append([single])
+            continue
+        if open_row and sum(data.length(*p) for p in open_row) + data.length(*single) > longest:
+            rows.append(open_row)
+            open_row = []
+        if not open_row:
+            wanted = int(rng.integers(2, 6))
+        open_row.append(single)
+        if len(open_row) >= wanted:
+            rows.append(open_row)
+            open_row = []
+    return [*rows, open_row] if open_row else rows
+
+
+def _pack(rows: list[list[tuple[int, int]]], lengths: NDArray[np.int64], order: NDArray[np.int64], most_frames: int
+          ) -> list[list[list[tuple[int, int]]]]:
+    batches: list[list[list[tuple[int, int]]]] = []
+    current: list[list[tuple[int, int]]] = []
+    longest = 0
+    for i in order:
+        longest_with = max(longest, int(lengths[i]))
+        if current and longest_with * (len(current) + 1) > most_frames:
+            batches.append(current)
+            current, longest_with = [], int(lengths[i])
+        current.append(rows[i])
+        longest = longest_with
+    return [*batches, current] if current else batches
+
+
+class BatchMaker:
+    """Turns planned rows into a :class:`Batch`. ``noises`` are shards of sounds without speech."""
+
+    def __init__(self, data: TrainingSet, augment: AugmentConfig, noises: Sequence[Shard] = ()) -> None:
+        self.data = data
+        self.augment = augment
+        self.noises = [(s, start, count) for s in noises for _, _, start, count in s.index.tolist() if count > 25]
+
+    def make(self, rows: Sequence[Sequence[tuple[int, int]]], rng: np.random.Generator) -> Batch:
+        """One batch of changed rows."""
+        made = [self._row(row, rng) for row in rows]
+        if self.augment.empty and self.noises:
+            longest = max(len(f) for f, _ in made)
+            for _ in range(rng.binomial(len(rows), self.augment.empty)):
+                made.append((self._mask(self._noise(longest, rng) + rng.uniform(-6, 2), rng), []))
+        lengths = torch.tensor([len(frames) for frames, _ in made])
+        frames = np.zeros((len(made), int(lengths.max()), len(self.data.mean)), dtype=np.float32)
+        for i, (piece, _) in enumerate(made):
+            frames[i, : len(piece)] = piece
+        targets, target_lengths = {}, {}
+        for name, known in self.data.targets.items():
+            joined = [self._joined_target(name, known, parts) for _, parts in made]
+            target_lengths[name] = torch.tensor([len(t) for t in joined])
+            targets[name] = torch.from_numpy(np.concatenate(joined)) if joined else torch.zeros(0, dtype=torch.int64)
+        ids = tuple("+".join(self.data.ids[u] for u, _ in parts) for _, parts in made)
+        texts = tuple(" ".join(self.data.texts[u] for u, _ in parts) for _, parts in made)
+        return Batch(torch.from_numpy(frames), lengths, targets, target_lengths, ids, texts)
+
+    def _joined_target(self, name: str, known: list[NDArray[np.int64]], parts: Sequence[tuple[int, int]]
+                       ) -> NDArray[np.int64]:
+        between = self.data.heads[name].index.get(" ")  # characters need the space between joined utterances
+        pieces: list[NDArray[np.int64]] = []
+        for u, _ in parts:
+            if pieces and between is not None:
+                pieces.append(np.array([between]))
+            pieces.append(known[u])
+        return np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int64)
+
+    def _row(self, row: Sequence[tuple[int, int]], rng: np.random.Generator) -> tuple[Frames, list[tuple[int, int]]]:
+        a = self.augment
+        pieces: list[Frames] = []
+        for part in row:
+            frames = self.data.frames(*part)
+            if rng.random() < a.warp:
+                frames = warp_frequency(frames, rng.uniform(1 - a.warp_most, 1 + a.warp_most))
+            if pieces:
+                pieces.append(self._gap(frames, rng))
+            pieces.append(frames)
+        if rng.random() < a.padding:
+            pieces.insert(0, self._gap(pieces[0], rng))
+        if rng.random() < a.padding:
+            pieces.append(self._gap(pieces[-1], rng))
+        frames = np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
+        if self.noises and rng.random() < a.noise:
+            frames = add_power(frames, self._noise(len(frames), rng), rng.uniform(*a.snr_db))
+        if rng.random() < a.babble:
+            frames = add_power(frames, self._babble(len(frames), rng), rng.uniform(max(a.snr_db[0], 5), a.snr_db[1]))
+        frames += np.float32(rng.uniform(*a.volume_db) * np.log(10) / 10)
+        return self._mask(frames, rng), list(row)
+
+    def _gap(self, frames: Frames, rng: np.random.Generator) -> Frames:
+        """Frames of silence that sound like the quietest parts of an utterance."""
+        count = int(rng.uniform(0.1, self.augment.padding_longest_s) * FRAMES_PER_SECOND) + 1
+        quiet = np.percentile(frames, 5, axis=0)
+        return (quiet + 0.4 * rng.standard_normal((count, frames.shape[1]))).astype(np.float32)
+
+    def _noise(self, count: int, rng: np.random.Generator) -> Frames:
+        shard, start, available = self.noises[rng.integers(len(self.noises))]
+        offset = int(rng.integers(0, max(1, available - count)))
+        piece = np.array(shard.frames[start + offset : start + min(available, offset + count)], dtype=np.float32)
+        return np.resize(piece, (count, piece.shape[1]))
+
+    def _babble(self, count: int, rng: np.random.Generator) -> Frames:
+        """Several other utterances at once."""
+        mixed: Frames | None = None
+        for _ in range(int(rng.integers(3, 8))):
+            frames = self.data.frames(int(rng.integers(len(self.data))), 0)
+            frames = np.resize(frames, (count, frames.shape[1]))
+            frames = np.roll(frames, int(rng.integers(count)), axis=0)
+            mixed = frames if mixed is None else np.logaddexp(mixed, frames)
+        assert mixed is not None
+        return mixed
+
+    def _mask(self, frames: Frames, rng: np.random.Generator) -> Frames:
+        """SpecAugment (Park et al. 2019) with the mean as filling."""
+        a = self.augment
+        bands = frames.shape[1]
+        for _ in range(a.frequency_masks):
+            width = int(rng.integers(0, a.frequency_mask_bands + 1))
+            first = int(rng.integers(0, bands - width + 1))
+            frames[:, first : first + width] = self.data.mean[first : first + width]
+        most = int(len(frames) * a.time_mask_fraction)
+        for _ in range(a.time_masks):
+            width = int(rng.integers(0, min(most, FRAMES_PER_SECOND // 2) + 1))
+            first = int(rng.integers(0, len(frames) - width + 1))
+            frames[first : first + width] = self.data.mean
+        return frames
+
+
+def warp_frequency(frames: Frames, factor: float) -> Frames:
+    """Stretch the mel axis by ``factor``, as another length of vocal tract does (Jaitly and Hinton 2013)."""
+    bands = frames.shape[1]
+    source = np.clip(np.arange(bands) * factor, 0, bands - 1)
+    low = np.minimum(source.astype(np.int64), bands - 2)
+    weight = (source - low).astype(np.float32)
+    return frames[:, low] * (1 - weight) + frames[:, low + 1] * weight
+
+
+def add_power(frames: Frames, noise: Frames, snr_db: float) -> Frames:
+    """``frames`` with ``noise`` (same shape, log power) at a signal-to-noise ratio of ``snr_db`` over the whole row."""
+    signal = np.log(np.mean(np.exp(frames)))
+    level = np.log(np.mean(np.exp(noise)))
+    gain = np.float32(signal - level - snr_db * np.log(10) / 10)
+    return np.logaddexp(frames, noise + gain).astype(np.float32)
