@@ -148,6 +148,8 @@ class _Sound:
     channels: int
     origin: int | None = None  # time stamp of time 0, in units of the stream's time base
     phase: int = 0  # samples in the first frame, where a part may have been skipped: where the grid of frames stands
+    wanted: float = math.inf  # samples from here on are asked for by the resampling filter alone
+    samples: int = 0  # decoded up to here
     damage: list[str] = field(default_factory=list)
 
     @property
@@ -275,7 +277,10 @@ def _segment(
     margin = converter.half + 1
     # The first input sample must stand exactly on an output sample.
     begin = max(0, first * rate // sample_rate - margin) // converter.down * converter.down
-    end = None if last is None else -(-last * rate // sample_rate) + margin
+    end = None
+    if last is not None:
+        sound.wanted = last * rate / sample_rate
+        end = math.ceil(sound.wanted) + margin
     drop = first - begin // converter.down * converter.up
     left = None if last is None else last - first
     given = 0
@@ -286,6 +291,8 @@ def _segment(
         if block.size:
             given += block.size
             yield block
+    if left is None or given < left:
+        _find_truncation(sound)
     if not given:
         if first:
             raise AudioError(f"{sound.name}: ends before {first / sample_rate:g} s: choose an earlier start")
@@ -328,14 +335,14 @@ def _mono(sound: _Sound, channel: int | None, begin: int, end: int | None) -> It
             raise AudioError(f"{sound.name}: has NaN or infinite samples at {at:.3f} s: export the file again")
         yield from _cut(mono, position, begin, end)
         position += mono.size
-    _find_truncation(sound, position or 0)
+        sound.samples = position
 
 
-def _find_truncation(sound: _Sound, samples: int) -> None:
+def _find_truncation(sound: _Sound) -> None:
     """Note it as damage if a file that has given its last sample should be longer."""
     stated = sound.stated_samples
-    if stated is not None and stated - samples > SHORT_S * sound.rate:
-        is_s, should_s = samples / sound.rate, stated / sound.rate
+    if stated is not None and stated - sound.samples > SHORT_S * sound.rate:
+        is_s, should_s = sound.samples / sound.rate, stated / sound.rate
         sound.damage.append(f"is truncated: {is_s:.2f} s of the {should_s:.2f} s that its header states are there")
     elif sound.seekable:
         if isinstance(sound.source, str):
@@ -407,7 +414,7 @@ def _frames(sound: _Sound, begin: int, skip_until: int = 0, sought: bool = False
     """Decode on from where the container stands; packets that end before ``skip_until`` are not decoded.
 
     The first time stamp seen from the beginning on is time 0. Packets that cannot be decoded count as damage if they
-    lie behind ``begin``: just after a seek they are normal.
+    lie in the segment: just after a seek they are normal.
     """
     import av
 
@@ -424,7 +431,7 @@ def _frames(sound: _Sound, begin: int, skip_until: int = 0, sought: bool = False
             try:
                 frames = packet.decode()
             except (av.InvalidDataError, av.PatchWelcomeError, av.BugError):
-                broken += position >= begin
+                broken += begin <= position < sound.wanted
                 continue
             for frame in frames:
                 if not frame.samples:

@@ -128,10 +128,8 @@ class Resampler:
         if self.up == self.down:
             return x, ResamplerState(self.in_rate, self.out_rate, fed, fed, fed, np.zeros(0, np.float32))
         held = np.concatenate([state.tail, x])
-        # Output n needs the input up to floor(n * down / up) + half.
-        ready = max(state.given, _ceil_div((fed - self.half) * self.up, self.down))
+        ready, keep = self._counters(fed)
         y = self._outputs(held, state.start, state.given, ready)
-        keep = min(fed, max(state.start, self._tile_start(ready // self.tile)))
         tail = held[keep - state.start :].copy()
         return y, ResamplerState(self.in_rate, self.out_rate, fed, ready, keep, tail)
 
@@ -150,6 +148,16 @@ class Resampler:
         if (state.in_rate, state.out_rate) != (self.in_rate, self.out_rate):
             theirs, ours = f"{state.in_rate} -> {state.out_rate}", f"{self.in_rate} -> {self.out_rate}"
             raise StateError(f"this state of a resampler {theirs} Hz does not fit one of {ours} Hz: use its own")
+        if (state.given, state.start) != self._counters(state.fed):
+            raise StateError("the saved state of the resampler is broken: begin the stream anew")
+
+    def _counters(self, fed: int) -> tuple[int, int]:
+        """(outputs that are complete, first input sample still needed) after ``fed`` input samples."""
+        if self.up == self.down:
+            return fed, fed
+        # Output n needs the input up to floor(n * down / up) + half.
+        ready = max(0, _ceil_div((fed - self.half) * self.up, self.down))
+        return ready, min(fed, max(0, self._tile_start(ready // self.tile)))
 
     def _tile_start(self, tile: int) -> int:
         """Index of the first input sample in the window of a tile; negative before the beginning."""

@@ -268,6 +268,7 @@ def test_truncated_gives_what_is_there_and_says_so(folder: Path, tmp_path: Path,
             given += chunk.size
     assert given == got.size
     load_audio(cut, start_s=1.0, duration_s=0.5)  # a segment that is whole
+    load_audio(cut, start_s=1.0, duration_s=got.size / 16000 - 1.001)  # also just before the end
     fails("is truncated", cut, start_s=1.0, duration_s=4.9)
     damage.clear()
     load_audio(io.BytesIO(cut.read_bytes()), on_damage=damage.append)

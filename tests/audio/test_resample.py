@@ -171,9 +171,12 @@ def test_an_hour_later_the_clock_is_exact() -> None:
     """Counters are integers: far into a stream the phase is what it was at the start."""
     part, skip = resampler(44100), 44100 * 3600 * 24
     x = noise(4410)
-    late = ResamplerState(44100, 16000, skip, 16000 * 3600 * 24, skip, np.zeros(0, np.float32))
+    _, early = part.step(np.zeros(44100, np.float32), part.begin())  # a second of silence stands for a day of it
+    shift = skip - 44100
+    late = ResamplerState(44100, 16000, skip, early.given + shift // 441 * 160, early.start + shift, early.tail)
     y, state = part.step(x, late)
-    assert (np.concatenate([y, part.finish(state)]) == at_once(part, x)).all()
+    y = np.concatenate([y, part.finish(state)])
+    assert (y[16000 - early.given :] == at_once(part, x)).all()
 
 
 def test_bad_input() -> None:
@@ -192,6 +195,9 @@ def test_bad_input() -> None:
     for data in (b"", good[:-1], good[:-4], b"XXXX" + good[4:], good[:20]):
         with pytest.raises(StateError):
             ResamplerState.from_bytes(data)
+    for count, start in ((10**15, 0), (0, 10**15), (-5, 0), (7, 3)):  # would ask for a petabyte of zeros
+        with pytest.raises(StateError, match="broken"):
+            part.step(noise(10), ResamplerState(8000, 16000, start, count, start, np.zeros(0, np.float32)))
 
 
 @pytest.mark.slow
