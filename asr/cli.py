@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ INTERRUPTED = 130  # 128 + SIGINT, what shells expect
 BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 Subcommand = Callable[[argparse.Namespace], int]
+Add = Callable[..., argparse.ArgumentParser]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BROKEN_PIPE
     except AsrError as error:
         return _report(debug, str(error), ERRORS[error.code].exit_status)
+    except OSError as error:  # that nobody expected in particular: a full disk, a folder without permission
+        where = f"{error.filename}: " if error.filename else ""
+        return _report(debug, f"{where}{error.strerror or error}", ERRORS["error"].exit_status)
     except Exception as error:
         text = " ".join(str(error).split()) or "no message"
         return _report(debug, f"internal error: {type(error).__name__}: {text} (--debug shows where)", 1)
@@ -61,15 +66,27 @@ def build_parser() -> argparse.ArgumentParser:
     common.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks of errors")
     parser = _Parser(prog="asr", description="Streaming speech recognition.", parents=[common])
     parser.add_argument("--version", action="version", version=f"asr {__version__}")
-    commands = parser.add_subparsers(title="subcommands", metavar="COMMAND", required=True)
 
-    def add(name: str, help: str, run: Subcommand) -> argparse.ArgumentParser:
-        description = help[0].upper() + help[1:] + "."
-        command = commands.add_parser(name, help=help, description=description, parents=[common])
-        command.set_defaults(run=run)
-        return command
+    def group(to: argparse.ArgumentParser) -> Add:
+        commands = to.add_subparsers(title="subcommands", metavar="COMMAND", required=True)
 
+        def add(name: str, help: str, run: Subcommand | None = None) -> argparse.ArgumentParser:
+            description = help[0].upper() + help[1:] + "."
+            command = commands.add_parser(name, help=help, description=description, parents=[common])
+            if run is not None:
+                command.set_defaults(run=run)
+            return command
+
+        return add
+
+    add = group(parser)
     _add_transcribe(add("transcribe", "turn media files into text", _transcribe))
+    add("models", "list the shipped models", _models)
+    _add_train(add("train", "train a model, or go on training one", _train))
+    _add_eval(add("eval", "measure the error rates of a model", _eval))
+    add_lm = group(add("lm", "build and measure language models"))
+    _add_lm_build(add_lm("build", "estimate a language model from texts", _lm_build))
+    _add_lm_perplexity(add_lm("perplexity", "measure a language model on texts", _lm_perplexity))
     return parser
 
 
@@ -111,12 +128,173 @@ def _transcribe(args: argparse.Namespace) -> int:
     )
 
 
+# --- asr models -----------------------------------------------------------------------------------------------------
+
+
+def _models(args: argparse.Namespace) -> int:
+    from asr.checkpoint import CONFIG, models_folder, read_config
+
+    status = 0
+    print(f"{'name':<16} {'language':<8} {'version':<8} {'size':>10} {'latency':>8}")
+    for path in sorted(file.parent for file in models_folder().glob(f"*/{CONFIG}")):
+        try:
+            config = read_config(path)
+        except AsrError as error:
+            status = _report(getattr(args, "debug", False), str(error), ERRORS[error.code].exit_status)
+            continue
+        size = sum(file.stat().st_size for file in path.iterdir() if file.is_file()) / 1e6
+        latency = config.model.algorithmic_latency_ms
+        print(f"{path.name:<16} {config.language:<8} {config.version:<8} {size:>7.1f} MB {latency:>5} ms")
+    return status
+
+
+# --- asr train, asr eval --------------------------------------------------------------------------------------------
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="training configuration (TOML)")
+    _add_manifests(parser, "--data", "what to train on")
+    _add_manifests(parser, "--dev", "what to measure on while training")
+    parser.add_argument("--out", type=Path, default=Path("run"), metavar="DIR", help="checkpoints and curves (./run)")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the --out folder")
+    parser.add_argument("--init", metavar="NAME|DIR", help="start from this model's weights (fine-tuning)")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, ...; several GPUs: run with torchrun")
+
+
+def _train(args: argparse.Namespace) -> int:
+    from asr.training.train import main
+
+    names = ("config", "data", "dev", "out", "resume", "init", "device")
+    return main(**{name: getattr(args, name) for name in names}) or 0
+
+
+def _add_eval(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="en", metavar="NAME|DIR", help="shipped model or model folder (default: en)")
+    _add_manifests(parser, "--data", "what to measure on; each is a corpus with a row of its own")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write aligned errors and results there")
+    parser.add_argument("--streaming", action="store_true", help="only streaming (default: both, side by side)")
+    parser.add_argument("--offline", action="store_true", help="only offline")
+    parser.add_argument("--limit", type=_positive, metavar="N", help="only the first N utterances of each corpus")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from asr.training.evaluate import main
+
+    both = args.streaming == args.offline
+    return main(
+        model=args.model,
+        data=args.data,
+        out=args.out,
+        streaming=args.streaming or both,
+        offline=args.offline or both,
+        limit=args.limit,
+        device=args.device,
+    ) or 0
+
+
+def _add_manifests(parser: argparse.ArgumentParser, name: str, help: str) -> None:
+    help = f"{help}: TSV files with columns audio, text, ... or librispeech:PART"
+    parser.add_argument(name, nargs="+", action="extend", required=True, metavar="MANIFEST", help=help)
+
+
+# --- asr lm ---------------------------------------------------------------------------------------------------------
+
+
+def _add_lm_build(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "texts", nargs="+", metavar="TEXT",
+        help="text with a sentence a line, or .tsv with a column 'text'; may be compressed; PATH:FIRST-LAST takes some"
+        " lines; each TEXT becomes a component of the mixture, A+B one of both files",
+    )  # fmt: skip
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help=".arpa[.gz|.xz], else binary")
+    parser.add_argument("--order", type=_positive, default=3, metavar="N", help="longest n-grams (3)")
+    parser.add_argument("--vocabulary-size", type=_positive, default=60_000, metavar="N", help="most frequent words")
+    parser.add_argument("--vocabulary", type=Path, metavar="FILE", help="these words instead, one a line")
+    parser.add_argument("--min-count", type=_counts, metavar="N,...", help="leave out rarer n-grams, per order (1)")
+    parser.add_argument("--prune-ngrams", type=_positive, metavar="N", help="prune to N n-grams above single words")
+    parser.add_argument("--max-bytes", type=_positive, metavar="N", help="prune to a file of N bytes")
+    parser.add_argument("--dev", nargs="+", action="extend", metavar="TEXT", help="tune the mixture on these; measure")
+    parser.add_argument("--weights", type=_weights, metavar="X,...", help="weights of the mixture, one per TEXT")
+    parser.add_argument("--quiet", action="store_true", help="do not say what is being done")
+
+
+def _lm_build(args: argparse.Namespace) -> int:
+    from asr import lm
+
+    report = lm.build(
+        [_texts(text) for text in args.texts],
+        args.out,
+        order=args.order,
+        vocabulary_size=args.vocabulary_size,
+        vocabulary=args.vocabulary,
+        min_count=args.min_count,
+        prune_ngrams=args.prune_ngrams,
+        max_bytes=args.max_bytes,
+        dev=[path for text in args.dev or () for path in _texts(text)],
+        weights=args.weights,
+        progress=not args.quiet,
+    )
+    full, kept = (" + ".join(f"{count:,}" for count in counts) for counts in (report.full_counts, report.counts))
+    print(f"{report.path}: {report.bytes:,} bytes, {report.words:,} words, n-grams {kept}")
+    if report.counts != report.full_counts:
+        print(f"before pruning: n-grams {full}")
+    if len(report.weights) > 1:
+        for text, weight in zip(args.texts, report.weights, strict=True):
+            print(f"weight {weight:.3f}  {text}")
+    _print_perplexities([(r.text, r.perplexity, r.oov_rate) for r in report.dev])
+    return 0
+
+
+def _add_lm_perplexity(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("lm", type=Path, metavar="LM", help="language model file, binary or ARPA")
+    parser.add_argument("texts", nargs="+", metavar="TEXT", help="texts as for 'asr lm build'")
+
+
+def _lm_perplexity(args: argparse.Namespace) -> int:
+    from asr.lm import Normalizer, TextFile, encode, load
+
+    model, normalizer = load(args.lm), Normalizer()
+    rows = []
+    for text in args.texts:
+        sentences = (s for path in _texts(text) for s in TextFile.parse(path).sentences(normalizer))
+        corpus = encode(sentences, model.words)
+        unknown = int(corpus.word_frequencies()[model.word_ids["<unk>"]])
+        rows.append((text, model.perplexity(corpus), unknown / max(1, corpus.word_count)))
+    _print_perplexities(rows)
+    return 0
+
+
+def _print_perplexities(rows: Sequence[tuple[str, float, float]]) -> None:
+    for text, perplexity, unknown in rows:
+        print(f"perplexity {perplexity:.1f}, {unknown:.2%} of words unknown  {text}")
+
+
 # --- arguments and errors -------------------------------------------------------------------------------------------
 
 
 def _names(text: str) -> tuple[str, ...]:
     """Names between commas, each once."""
     return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def _texts(text: str) -> list[str]:
+    """``A+B`` as two files that are one text; a file with a plus in its name is left alone."""
+    return [text] if os.path.exists(text) else [part for part in text.split("+") if part]
+
+
+def _counts(text: str) -> list[int]:
+    return [_positive(part) for part in text.split(",")]
+
+
+def _weights(text: str) -> list[float]:
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = [-1.0]
+    if not all(0.0 <= value < math.inf for value in values):
+        raise argparse.ArgumentTypeError(f"must be numbers of at least 0 with commas between them, not '{text}'")
+    return values
 
 
 def _positive(text: str) -> int:

@@ -1,5 +1,6 @@
 """The command line as a person meets it: statuses, one-line errors, speed of what needs no network."""
 
+import json
 import os
 import subprocess
 import sys
@@ -130,6 +131,117 @@ def test_version(capfd: pytest.CaptureFixture[str]) -> None:
     assert asr.__version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 
+# --- the other subcommands ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text("The cat sat on the mat.\nThe dog ran to the cat.\nA cat ran.\n" * 5)
+    Path("b.tsv").write_text("audio\ttext\n" + "x.wav\tthe dog sat\n" * 3)
+    Path("c+d.txt").write_text("the mat\nan owl\n")
+
+
+@pytest.mark.usefixtures("texts")
+def test_lm_build_and_perplexity(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["lm", "build", "a.txt", "a.txt+b.tsv", "-o", "lm.bin", "--dev", "c+d.txt", "--weights", "1,3"]) == 0
+    out, err = capfd.readouterr()
+    lines = out.splitlines()
+    assert lines[0].startswith(f"lm.bin: {Path('lm.bin').stat().st_size:,} bytes, 9 words, n-grams 12 + ")
+    assert lines[1:3] == ["weight 0.250  a.txt", "weight 0.750  a.txt+b.tsv"]
+    assert lines[3].startswith("perplexity ") and lines[3].endswith(", 50.00% of words unknown  c+d.txt")
+    assert "reading a.txt" in err
+    assert main(["lm", "perplexity", "lm.bin", "c+d.txt"]) == 0
+    assert capfd.readouterr().out.splitlines() == lines[3:]
+    assert main(["lm", "build", "a.txt", "-o", "small.arpa", "--order", "2", "--prune-ngrams", "3", "--quiet"]) == 0
+    out, err = capfd.readouterr()
+    assert err == "" and "before pruning: n-grams" in out
+    assert "ngram 2=" in Path("small.arpa").read_text() and "ngram 3=" not in Path("small.arpa").read_text()
+
+
+@pytest.mark.usefixtures("texts")
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["build", "gone.txt", "-o", "x", "--quiet"], 8, "cannot read the text gone.txt: No such file or directory"),
+        (["build", "a.txt", "-o", "x", "--weights", "1,-1"], 2, "must be numbers of at least 0"),
+        (["build", "a.txt", "-o", "x", "--min-count", "1,0"], 2, "must be a whole number of at least 1, not '0'"),
+        (["build", "a.txt"], 2, "the following arguments are required: -o/--out"),
+        (["perplexity", "gone.bin", "a.txt"], 8, "gone.bin"),
+        ([], 2, "the following arguments are required: COMMAND ('asr lm --help' shows how)"),
+    ],
+)
+def test_lm_errors(arguments: list[str], status: int, message: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["lm", *arguments]) == status
+    out, err = capfd.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith("asr: error: ") and message in err
+
+
+def test_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("ASR_MODELS", str(tmp_path))
+    config = {"model": {"heads": {"phones": 41}}, "features": {}, "head": "phones", "language": "de", "version": "7"}
+    for name in ("good", "small"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    (tmp_path / "good" / "words.lm").write_bytes(bytes(2_500_000))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    (tmp_path / "no model").mkdir()
+    assert main(["models"]) == 5
+    out, err = capfd.readouterr()
+    assert [line.split()[:5] for line in out.splitlines()[1:]] == [
+        ["good", "de", "7", "2.5", "MB"], ["small", "de", "7", "0.0", "MB"]
+    ]  # fmt: skip
+    assert all(line.endswith(" ms") for line in out.splitlines()[1:])
+    assert err.startswith(f"asr: error: {tmp_path / 'broken' / 'config.json'} is corrupt: ") and err.count("\n") == 1
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Calls of the functions behind ``asr train`` and ``asr eval``."""
+    calls: list[dict[str, Any]] = []
+    for name in ("train", "evaluate"):
+        module = types.ModuleType(f"asr.training.{name}")
+        module.main = lambda **options: calls.append(options)  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    return calls
+
+
+def test_train(called: list[dict[str, Any]]) -> None:
+    assert main(["train", "--config", "c.toml", "--data", "a.tsv", "b.tsv", "--dev", "d.tsv", "--data", "e.tsv"]) == 0
+    needed = ["--config", "c", "--data", "a", "--dev", "d"]
+    assert main(["train", *needed, "--out", "o", "--resume", "--init", "en", "--device", "cuda"]) == 0
+    plain, full = called
+    assert plain == {
+        "config": Path("c.toml"), "data": ["a.tsv", "b.tsv", "e.tsv"], "dev": ["d.tsv"], "out": Path("run"),
+        "resume": False, "init": None, "device": "cpu",
+    }  # fmt: skip
+    assert full == {
+        "config": Path("c"), "data": ["a"], "dev": ["d"], "out": Path("o"),
+        "resume": True, "init": "en", "device": "cuda",
+    }  # fmt: skip
+
+
+def test_eval_is_streaming_and_offline_unless_one_is_named(called: list[dict[str, Any]]) -> None:
+    for flags in ([], ["--streaming"], ["--offline"], ["--streaming", "--offline"]):
+        assert main(["eval", "--data", "a.tsv", "b.tsv", "--limit", "5", *flags]) == 0
+    assert [(call["streaming"], call["offline"]) for call in called] == [
+        (True, True), (True, False), (False, True), (True, True)
+    ]  # fmt: skip
+    assert called[0]["model"] == "en" and called[0]["data"] == ["a.tsv", "b.tsv"] and called[0]["limit"] == 5
+
+
+def test_errors_of_the_system_are_one_line(
+    called: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full(**_: Any) -> None:
+        raise OSError(28, "No space left on device", "run/checkpoint.pt")
+
+    monkeypatch.setattr(sys.modules["asr.training.train"], "main", full)
+    assert main(["train", "--config", "c", "--data", "a", "--dev", "d"]) == 1
+    assert capfd.readouterr().err == "asr: error: run/checkpoint.pt: No space left on device\n"
+
+
 # --- as a process ---------------------------------------------------------------------------------------------------
 
 
@@ -165,7 +277,7 @@ def test_a_missing_file_fails_at_once(tmp_path: Path) -> None:
     assert run("transcribe", "nothere.wav", cwd=tmp_path).returncode == 3
 
 
-@pytest.mark.parametrize("command", ["transcribe"])
+@pytest.mark.parametrize("command", ["transcribe", "models", "train", "eval", "lm", "lm build", "lm perplexity"])
 def test_every_subcommand_has_help(command: str) -> None:
     result = run(*command.split(), "--help")
     assert result.returncode == 0 and result.stderr == ""
