@@ -162,7 +162,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from asr.training.train import main
+    from asr.training.run import main
 
     names = ("config", "data", "dev", "out", "resume", "init", "device")
     return main(**{name: getattr(args, name) for name in names}) or 0

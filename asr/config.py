@@ -86,8 +86,10 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         choices = typing.get_args(hint)
         if value not in choices:
             near = difflib.get_close_matches(str(value), [str(c) for c in choices], n=1, cutoff=0.0)
-            raise ConfigError(f"'{path}' is {value!r}: choose one of {', '.join(map(str, choices))}"
-                              + (f" (did you mean '{near[0]}'?)" if near else ""))
+            raise ConfigError(
+                f"'{path}' is {value!r}: choose one of {', '.join(map(str, choices))}"
+                + (f" (did you mean '{near[0]}'?)" if near else "")
+            )
         return value
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value, path)  # type: ignore[arg-type]

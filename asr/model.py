@@ -11,7 +11,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -52,15 +52,19 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         require(len(self.heads) > 0, "model.heads needs at least one head")
-        require(all(n >= 2 for n in self.heads.values()), "model.heads: every head needs the blank and at least one unit")
+        require(all(n >= 2 for n in self.heads.values()), "model.heads: every head needs at least two units")
         require(self.mels % 4 == 0, f"model.mels must be a multiple of 4, got {self.mels}")
         require(1 <= self.layers <= 12, f"model.layers must be 1 to 12, got {self.layers}")
         require(self.hidden > 0 and self.channels > 0, "model.hidden and model.channels must be positive")
-        require(len(self.lookahead) == self.layers,
-                f"model.lookahead needs one entry per layer ({self.layers}), got {len(self.lookahead)}")
+        require(
+            len(self.lookahead) == self.layers,
+            f"model.lookahead needs one entry per layer ({self.layers}), got {len(self.lookahead)}",
+        )
         require(self.lookahead_stride >= 1, "model.lookahead_stride must be at least 1")
-        require(all(n >= 0 and n % self.lookahead_stride == 0 for n in self.lookahead),
-                f"model.lookahead entries must be multiples of model.lookahead_stride ({self.lookahead_stride})")
+        require(
+            all(n >= 0 and n % self.lookahead_stride == 0 for n in self.lookahead),
+            f"model.lookahead entries must be multiples of model.lookahead_stride ({self.lookahead_stride})",
+        )
         require(0 <= self.intermediate < max(2, self.layers), "model.intermediate must be 0 or a layer below the last")
         require(0 <= self.dropout < 1, f"model.dropout must be 0 to 1, got {self.dropout}")
         require(not self.bidirectional or self.hidden % 2 == 0, "model.hidden must be even when bidirectional")
@@ -167,8 +171,13 @@ class State:
         try:
             tensors = load(data)
             count = sum(name.startswith("waiting.") for name in tensors)
-            state = State(tensors["context"], tensors["pending"], tensors["hidden"], tensors["cell"],
-                          tuple(tensors[f"waiting.{i}"] for i in range(count)))
+            state = State(
+                tensors["context"],
+                tensors["pending"],
+                tensors["hidden"],
+                tensors["cell"],
+                tuple(tensors[f"waiting.{i}"] for i in range(count)),
+            )
         except Exception as error:  # safetensors raises its own class, KeyError comes from a foreign file
             raise StateError(f"not a serialised recogniser state ({error})") from None
         return state
@@ -178,8 +187,13 @@ class State:
         return {**named, **{f"waiting.{i}": w for i, w in enumerate(self.waiting)}}
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> State:
-        return State(function(self.context), function(self.pending), function(self.hidden), function(self.cell),
-                     tuple(function(w) for w in self.waiting))
+        return State(
+            function(self.context),
+            function(self.pending),
+            function(self.hidden),
+            function(self.cell),
+            tuple(function(w) for w in self.waiting),
+        )
 
 
 class FrontEnd(nn.Module):
@@ -230,7 +244,7 @@ class RecurrentLayer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        kinds: dict[str, type[nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+        kinds: dict[str, Any] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
         size = config.hidden // 2 if config.bidirectional else config.hidden
         self.norm = nn.LayerNorm(config.hidden)
         self.rnn = kinds[config.cell](config.hidden, size, batch_first=True, bidirectional=config.bidirectional)
@@ -332,7 +346,7 @@ class AcousticModel(nn.Module):
         )
 
     def step(self, frames: Tensor, state: State) -> tuple[dict[str, Tensor], State]:
-        """``frames``: (batch, any, mels) log-mel. Returns log-probabilities per head (batch, steps, units), new state."""
+        """``frames``: (batch, any, mels) log-mel. Returns log-probabilities per head and the new state."""
         x, state = self.step_hidden(frames, state)
         return self.emit(x), state
 
@@ -376,6 +390,7 @@ class AcousticModel(nn.Module):
                 x, (hidden[i], cell[i]) = layer(x, (state.hidden[i], state.cell[i]))
             if str(i) in self.look_ahead:
                 ahead = self.look_ahead[str(i)]
+                assert isinstance(ahead, LookAhead)
                 if final:
                     x, rest = ahead(torch.cat([next(held), x], dim=1)), x[:, :0]
                 else:
@@ -385,13 +400,16 @@ class AcousticModel(nn.Module):
 
     def _must_stream(self) -> None:
         if self.config.bidirectional:
-            raise ModelError("a bidirectional model needs the whole recording and cannot stream: it is for offline "
-                             "comparison alone; train with bidirectional = false")
+            raise ModelError(
+                "a bidirectional model needs the whole recording and cannot stream: it is for offline "
+                "comparison alone; train with bidirectional = false"
+            )
 
     # -- training and offline comparison -----------------------------------------------------------------------------
 
-    def forward(self, frames: Tensor, lengths: Tensor, carry: tuple[Tensor, Tensor] | None = None
-                ) -> tuple[dict[str, Tensor], Tensor, tuple[Tensor, Tensor]]:
+    def forward(
+        self, frames: Tensor, lengths: Tensor, carry: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[dict[str, Tensor], Tensor, tuple[Tensor, Tensor]]:
         """Padded rows in parallel.
 
         ``frames``: (batch, time, mels) log-mel; ``lengths``: (batch,) frames of each row; ``carry``: (h, c), each
@@ -411,6 +429,7 @@ class AcousticModel(nn.Module):
         hidden, cell, middle = [], [], None
         for i, layer in enumerate(self.recurrent):
             if self.config.bidirectional:
+                assert isinstance(layer, RecurrentLayer)
                 x = layer.forward_both_ways(x, steps)
                 h = c = carry[0][i]
             else:

@@ -6,6 +6,7 @@ Unit 0 is always the CTC blank. ``encode`` never gives the blank.
 from __future__ import annotations
 
 import collections
+import itertools
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -138,7 +139,7 @@ class BpeVocabulary(Vocabulary):
         while len(units) < size:
             pairs: collections.Counter[tuple[str, str]] = collections.Counter()
             for word, pieces in words.items():
-                for pair in zip(pieces, pieces[1:], strict=False):
+                for pair in itertools.pairwise(pieces):
                     pairs[pair] += counts[word]
             if not pairs:
                 break
@@ -167,7 +168,7 @@ class BpeVocabulary(Vocabulary):
         if word not in self._cache:
             pieces = _letters(word)
             while len(pieces) > 1:
-                pair = min(zip(pieces, pieces[1:], strict=False), key=lambda p: self._rank.get(p, len(self._rank)))
+                pair = min(itertools.pairwise(pieces), key=lambda p: self._rank.get(p, len(self._rank)))
                 if pair not in self._rank:
                     break
                 pieces = _merge(pieces, pair)

@@ -237,7 +237,7 @@ def test_errors_of_the_system_are_one_line(
     def full(**_: Any) -> None:
         raise OSError(28, "No space left on device", "run/checkpoint.pt")
 
-    monkeypatch.setattr(sys.modules["asr.training.train"], "main", full)
+    monkeypatch.setattr(sys.modules["asr.training.run"], "main", full)
     assert main(["train", "--config", "c", "--data", "a", "--dev", "d"]) == 1
     assert capfd.readouterr().err == "asr: error: run/checkpoint.pt: No space left on device\n"
 

@@ -47,17 +47,20 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         for name in ("noise", "babble", "warp", "join", "padding", "empty"):
-            require(0 <= getattr(self, name) <= 1, f"augment.{name} is a probability: 0 to 1, got {getattr(self, name)}")
+            require(0 <= getattr(self, name) <= 1, f"augment.{name} must be 0 to 1, got {getattr(self, name)}")
         require(self.snr_db[0] <= self.snr_db[1], "augment.snr_db must be ascending")
         require(self.volume_db[0] <= self.volume_db[1], "augment.volume_db must be ascending")
         require(0 <= self.warp_most < 0.5, "augment.warp_most must be 0 to 0.5")
         require(0 <= self.time_mask_fraction <= 0.5, "augment.time_mask_fraction must be 0 to 0.5")
-        require(self.frequency_mask_bands >= 0 and self.time_masks >= 0 and self.frequency_masks >= 0,
-                "augment: numbers of masks and bands must not be negative")
+        require(
+            self.frequency_mask_bands >= 0 and self.time_masks >= 0 and self.frequency_masks >= 0,
+            "augment: numbers of masks and bands must not be negative",
+        )
 
 
-NO_AUGMENT = AugmentConfig(noise=0, babble=0, volume_db=(0.0, 0.0), warp=0, frequency_masks=0, time_masks=0, join=0,
-                           padding=0, empty=0)
+NO_AUGMENT = AugmentConfig(
+    noise=0, babble=0, volume_db=(0.0, 0.0), warp=0, frequency_masks=0, time_masks=0, join=0, padding=0, empty=0
+)
 
 
 @dataclass(frozen=True)
@@ -145,16 +148,25 @@ class TrainingSet:
 class BatchPlan:
     """The batches of one epoch for ``world`` processes; ``plan[rank][n]`` lists rows, a row lists (utterance, view)."""
 
-    def __init__(self, data: TrainingSet, augment: AugmentConfig, batch_seconds: float, seed: int, epoch: int,
-                 world: int = 1, shuffle: bool = True) -> None:
+    def __init__(
+        self,
+        data: TrainingSet,
+        augment: AugmentConfig,
+        batch_seconds: float,
+        seed: int,
+        epoch: int,
+        world: int = 1,
+        shuffle: bool = True,
+    ) -> None:
         rng = np.random.default_rng([seed, epoch])
         order = rng.permutation(len(data)) if shuffle else np.arange(len(data))
         views = rng.integers(0, 1 << 30, len(data)) if shuffle else np.zeros(len(data), dtype=np.int64)
         rows = _join_rows(data, [(int(i), int(views[i])) for i in order], augment, rng)
         lengths = np.array([sum(data.length(*part) for part in row) for row in rows])
         jitter = rng.uniform(0.95, 1.05, len(rows)) if shuffle else np.ones(len(rows))
-        batches = _pack(rows, lengths, np.argsort(lengths * jitter, kind="stable"),
-                        int(batch_seconds * FRAMES_PER_SECOND))
+        batches = _pack(
+            rows, lengths, np.argsort(lengths * jitter, kind="stable"), int(batch_seconds * FRAMES_PER_SECOND)
+        )
         # Neighbours in length go to the processes of one step, so that none waits long for another.
         steps = [batches[i : i + world] for i in range(0, len(batches) - world + 1, world)]
         if shuffle:
@@ -169,8 +181,9 @@ class BatchPlan:
         return self.steps[step][rank]
 
 
-def _join_rows(data: TrainingSet, singles: list[tuple[int, int]], augment: AugmentConfig, rng: np.random.Generator
-               ) -> list[list[tuple[int, int]]]:
+def _join_rows(
+    data: TrainingSet, singles: list[tuple[int, int]], augment: AugmentConfig, rng: np.random.Generator
+) -> list[list[tuple[int, int]]]:
     longest = augment.join_longest_s * FRAMES_PER_SECOND
     rows: list[list[tuple[int, int]]] = []
     open_row: list[tuple[int, int]] = []
@@ -191,8 +204,9 @@ def _join_rows(data: TrainingSet, singles: list[tuple[int, int]], augment: Augme
     return [*rows, open_row] if open_row else rows
 
 
-def _pack(rows: list[list[tuple[int, int]]], lengths: NDArray[np.int64], order: NDArray[np.int64], most_frames: int
-          ) -> list[list[list[tuple[int, int]]]]:
+def _pack(
+    rows: list[list[tuple[int, int]]], lengths: NDArray[np.int64], order: NDArray[np.int64], most_frames: int
+) -> list[list[list[tuple[int, int]]]]:
     batches: list[list[list[tuple[int, int]]]] = []
     current: list[list[tuple[int, int]]] = []
     longest = 0
@@ -234,8 +248,9 @@ class BatchMaker:
         texts = tuple(" ".join(self.data.texts[u] for u, _ in parts) for _, parts in made)
         return Batch(torch.from_numpy(frames), lengths, targets, target_lengths, ids, texts)
 
-    def _joined_target(self, name: str, known: list[NDArray[np.int64]], parts: Sequence[tuple[int, int]]
-                       ) -> NDArray[np.int64]:
+    def _joined_target(
+        self, name: str, known: list[NDArray[np.int64]], parts: Sequence[tuple[int, int]]
+    ) -> NDArray[np.int64]:
         between = self.data.heads[name].index.get(" ")  # characters need the space between joined utterances
         pieces: list[NDArray[np.int64]] = []
         for u, _ in parts:

@@ -63,8 +63,14 @@ class Shard:
     utterances: tuple[Utterance, ...]
 
 
-def build(utterances: Sequence[Utterance], folder: Path, features: FeatureConfig, views: ViewConfig = PLAIN,
-          rooms: Sequence[Path] = (), processes: int = 1) -> Iterator[Shard]:
+def build(
+    utterances: Sequence[Utterance],
+    folder: Path,
+    features: FeatureConfig,
+    views: ViewConfig = PLAIN,
+    rooms: Sequence[Path] = (),
+    processes: int = 1,
+) -> Iterator[Shard]:
     """Shards of all utterances, one per recording, in a fixed order; missing ones are computed.
 
     ``rooms`` are impulse responses (any media file). Raises ManifestError when audio cannot be read.
@@ -73,8 +79,10 @@ def build(utterances: Sequence[Utterance], folder: Path, features: FeatureConfig
     for utterance in utterances:
         groups[utterance.audio].append(utterance)
     folder.mkdir(parents=True, exist_ok=True)
-    jobs = [(folder / _key(audio, group, features, views), audio, group, features, views, tuple(rooms))
-            for audio, group in groups.items()]
+    jobs = [
+        (folder / _key(audio, group, features, views), audio, group, features, views, tuple(rooms))
+        for audio, group in groups.items()
+    ]
     missing = [job for job in jobs if not job[0].with_suffix(".json").is_file()]
     if processes > 1 and len(missing) > 1:
         with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
@@ -100,8 +108,15 @@ def load_rooms(table: Path, longest_t60: float = 0.8) -> list[Path]:
 
 
 def _key(audio: Path, group: Sequence[Utterance], features: FeatureConfig, views: ViewConfig) -> str:
-    content = json.dumps([str(audio), audio.stat().st_size, to_dict(features), to_dict(views),
-                          [(u.id, u.start_s, u.duration_s) for u in group]])
+    content = json.dumps(
+        [
+            str(audio),
+            audio.stat().st_size,
+            to_dict(features),
+            to_dict(views),
+            [(u.id, u.start_s, u.duration_s) for u in group],
+        ]
+    )
     return f"{audio.stem}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
 
@@ -145,8 +160,10 @@ def _cut(samples: Samples, utterance: Utterance) -> Samples:
     start = round(utterance.start_s * SAMPLE_RATE)
     stop = len(samples) if utterance.duration_s is None else start + round(utterance.duration_s * SAMPLE_RATE)
     if start >= len(samples) or stop > len(samples) + SAMPLE_RATE // 10:
-        raise ManifestError(f"{utterance.id}: {utterance.start_s} s + {utterance.duration_s} s lies beyond the end of "
-                            f"{utterance.audio} ({len(samples) / SAMPLE_RATE:.2f} s)")
+        raise ManifestError(
+            f"{utterance.id}: {utterance.start_s} s + {utterance.duration_s} s lies beyond the end of "
+            f"{utterance.audio} ({len(samples) / SAMPLE_RATE:.2f} s)"
+        )
     return samples[start:stop]
 
 

@@ -39,7 +39,8 @@ def read_manifest(path: str | Path) -> list[Utterance]:
             rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
             missing = {"audio", "text"} - set(rows.fieldnames or ())
             if missing:
-                raise ManifestError(f"{path}: no column {' or '.join(sorted(missing))}: the first line must name the columns")
+                names = " or ".join(sorted(missing))
+                raise ManifestError(f"{path}: no column {names}: the first line must name the columns")
             utterances = [_utterance(row, path, n) for n, row in enumerate(rows, start=2)]
     except OSError as error:
         raise ManifestError(f"cannot read the manifest {path}: {error.strerror}") from None
@@ -49,7 +50,7 @@ def read_manifest(path: str | Path) -> list[Utterance]:
         raise ManifestError(f"{path}: no utterances: the manifest has only its header")
     for audio in dict.fromkeys(u.audio for u in utterances):
         if not audio.is_file():
-            raise ManifestError(f"{path}: audio file {audio} does not exist: paths are relative to the manifest's folder")
+            raise ManifestError(f"{path}: audio file {audio} does not exist: paths are relative to the manifest")
     return utterances
 
 
@@ -69,8 +70,15 @@ def _utterance(row: dict[str, str], path: Path, line: int) -> Utterance:
     except AsrError as error:
         raise ManifestError(f"{where}: {error}") from None
     audio = (path.parent / row["audio"]).resolve()
-    return Utterance(row.get("id") or f"{path.stem}-{line}", audio, start, duration, text,
-                     row.get("speaker") or "", row.get("corpus") or path.stem)
+    return Utterance(
+        row.get("id") or f"{path.stem}-{line}",
+        audio,
+        start,
+        duration,
+        text,
+        row.get("speaker") or "",
+        row.get("corpus") or path.stem,
+    )
 
 
 def _librispeech(name: str) -> list[Utterance]:
@@ -84,14 +92,16 @@ def _librispeech(name: str) -> list[Utterance]:
     except ValueError as error:
         raise ManifestError(f"librispeech:{name}: {error}") from None
     except (OSError, RuntimeError) as error:
-        raise ManifestError(f"librispeech:{name} cannot be downloaded to {root} ({error}): "
-                            "a network is needed the first time") from None
+        raise ManifestError(
+            f"librispeech:{name} cannot be downloaded to {root} ({error}): a network is needed the first time"
+        ) from None
     utterances = []
     for i in range(len(data)):
         relative, _, text, speaker, chapter, number = data.get_metadata(i)
         audio = root / "LibriSpeech" / relative if not (root / relative).exists() else root / relative
-        utterances.append(Utterance(f"{speaker}-{chapter}-{number:04d}", audio, 0.0, None, normalize(text),
-                                    f"ls_{speaker}", name))
+        utterances.append(
+            Utterance(f"{speaker}-{chapter}-{number:04d}", audio, 0.0, None, normalize(text), f"ls_{speaker}", name)
+        )
     return utterances
 
 

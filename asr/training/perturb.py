@@ -68,7 +68,7 @@ def random_channel(samples: Samples, rng: np.random.Generator, responses: Sequen
     """A random room (measured or simulated) and, half the time, a narrow band with or without mu-law."""
     if rng.random() < 0.7:
         measured = len(responses) > 0 and rng.random() < 0.4
-        samples = reverberate(samples, responses[rng.integers(len(responses))] if measured else simulate_room(rng))
+        samples = reverberate(samples, responses[int(rng.integers(len(responses)))] if measured else simulate_room(rng))
     if rng.random() < 0.5:
         samples = limit_band(samples, rng.uniform(80, 350), rng.uniform(3300, 6500))
         if rng.random() < 0.4:

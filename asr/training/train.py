@@ -32,6 +32,7 @@ from asr.training.batches import AugmentConfig, Batch, BatchMaker, BatchPlan, Tr
 from asr.training.cache import ViewConfig
 
 log = logging.getLogger("asr.train")
+CHECKPOINT = "checkpoint.pt"
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,18 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A whole training run; read from TOML by :func:`read_config`."""
+    """A whole training run; read from TOML by :func:`read_config`.
+
+    ``noise``: table of sounds without speech; ``rooms``: table of impulse responses; ``lexicon``: CMUdict or a .lex
+    file (default: that of the model ``en``); ``words``: further words of the exported lexicon; ``cache``: folder of
+    the features (default: in the run's folder). ``carry``: share of rows that start from the state others ended in.
+    """
 
     model: dict[str, Any] = field(default_factory=dict)
-    features: FeatureConfig = FeatureConfig()
-    views: ViewConfig = ViewConfig()
-    augment: AugmentConfig = AugmentConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    views: ViewConfig = field(default_factory=ViewConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     heads: tuple[Literal["phones", "characters", "bpe"], ...] = ("phones", "characters")
     head_weights: tuple[float, ...] = (0.7, 0.3)
     intermediate_weight: float = 0.3
@@ -89,6 +95,8 @@ class TrainConfig:
     precision: Literal["bf16", "fp32"] = "bf16"
     noise: str = ""
     rooms: str = ""
+    lexicon: str = ""
+    words: str = ""
     cache: str = ""
     checkpoint_minutes: float = 5.0
     evaluate_minutes: float = 15.0
@@ -114,8 +122,11 @@ def read_config(path: Path) -> TrainConfig:
         model_config(config, {name: 2 for name in config.heads})  # so that a bad model table is found before any work
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-    here = {name: str((path.parent / value).resolve()) for name in ("noise", "rooms", "cache")
-            if (value := getattr(config, name))}
+    here: dict[str, Any] = {
+        name: str((path.parent / value).resolve())
+        for name in ("noise", "rooms", "lexicon", "words", "cache")
+        if (value := getattr(config, name))
+    }
     return dataclasses.replace(config, **here)
 
 
@@ -128,8 +139,17 @@ def model_config(config: TrainConfig, heads: dict[str, int]) -> ModelConfig:
 class Trainer:
     """One process of a training run. ``rank`` of ``world`` processes; gradients are averaged over them."""
 
-    def __init__(self, config: TrainConfig, model: AcousticModel, data: TrainingSet, maker: BatchMaker, out: Path,
-                 device: str = "cpu", rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: AcousticModel,
+        data: TrainingSet,
+        maker: BatchMaker,
+        out: Path,
+        device: str = "cpu",
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
         self.config = config
         self.device = torch.device(device)
         self.model = model.to(self.device)
@@ -141,9 +161,13 @@ class Trainer:
         decayed = [p for p in model.parameters() if p.dim() > 1]
         plain = [p for p in model.parameters() if p.dim() <= 1]
         self.optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": config.optimizer.weight_decay},
-             {"params": plain, "weight_decay": 0.0}],
-            lr=config.optimizer.peak_rate, betas=config.optimizer.betas)
+            [
+                {"params": decayed, "weight_decay": config.optimizer.weight_decay},
+                {"params": plain, "weight_decay": 0.0},
+            ],
+            lr=config.optimizer.peak_rate,
+            betas=config.optimizer.betas,
+        )
         self.average = {k: v.detach().clone() for k, v in model.state_dict().items()}
         self.step = 0
         self.epoch = 0
@@ -163,11 +187,19 @@ class Trainer:
     def plan(self) -> BatchPlan:
         """The batches of the running epoch."""
         if self._plan is None:
-            self._plan = BatchPlan(self.data, self.config.augment, self.config.batch_seconds, self.config.seed,
-                                   self.epoch, self.world * self.config.accumulate)
+            self._plan = BatchPlan(
+                self.data,
+                self.config.augment,
+                self.config.batch_seconds,
+                self.config.seed,
+                self.epoch,
+                self.world * self.config.accumulate,
+            )
             if len(self._plan) == 0:
-                raise UsageError(f"{len(self.data)} utterances do not fill one batch of {self.config.batch_seconds:g} s "
-                                 f"for each of {self.world} processes: lower batch_seconds or give more data")
+                raise UsageError(
+                    f"{len(self.data)} utterances do not fill a batch of {self.config.batch_seconds:g} s "
+                    f"for each of {self.world} processes: lower batch_seconds or give more data"
+                )
         return self._plan
 
     def train_step(self) -> dict[str, float]:
@@ -204,9 +236,16 @@ class Trainer:
         if self.position >= len(plan):
             self.epoch, self.position, self._plan = self.epoch + 1, 0, None
         self.seconds += time.monotonic() - began
-        return {**scalars, "gradient_norm": norm, "learning_rate": rate, "epoch": float(self.epoch),
-                "skipped": float(self.skipped), "audio_h": self.audio_s / 3600, "hours": self.seconds / 3600,
-                "step_s": time.monotonic() - began}
+        return {
+            **scalars,
+            "gradient_norm": norm,
+            "learning_rate": rate,
+            "epoch": float(self.epoch),
+            "skipped": float(self.skipped),
+            "audio_h": self.audio_s / 3600,
+            "hours": self.seconds / 3600,
+            "step_s": time.monotonic() - began,
+        }
 
     def losses(self, batch: Batch, rng: np.random.Generator | None = None) -> dict[str, Tensor]:
         """CTC loss per head, in nats per target unit."""
@@ -222,13 +261,19 @@ class Trainer:
         losses = {}
         for name, log_probs in out.items():
             lengths = batch.target_lengths[name]
-            loss = F.ctc_loss(log_probs.float().transpose(0, 1), batch.targets[name].to(self.device), steps.cpu(), lengths,
-                              reduction="sum", zero_infinity=True)
+            loss = F.ctc_loss(
+                log_probs.float().transpose(0, 1),
+                batch.targets[name].to(self.device),
+                steps.cpu(),
+                lengths,
+                reduction="sum",
+                zero_infinity=True,
+            )
             losses[name] = loss / max(1, int(lengths.sum()))
         return losses
 
     def _weighted(self, losses: dict[str, Tensor]) -> Tensor:
-        weights = dict(zip(self.config.heads, self.config.head_weights, strict=True))
+        weights: dict[str, float] = dict(zip(self.config.heads, self.config.head_weights, strict=True))
         weights["intermediate"] = self.config.intermediate_weight
         return torch.stack([losses[name] * weights[name] for name in losses]).sum()
 
@@ -269,21 +314,35 @@ class Trainer:
         if self.rank:
             return
         temporary = path.with_suffix(".tmp")
-        torch.save({
-            "config": to_dict(self.config), "model_config": to_dict(self.model.config),
-            "vocabularies": {name: v.to_dict() for name, v in self.data.heads.items()},
-            "model": self.model.state_dict(), "average": self.average, "optimizer": self.optimizer.state_dict(),
-            "step": self.step, "epoch": self.epoch, "position": self.position, "skipped": self.skipped,
-            "audio_s": self.audio_s, "seconds": self.seconds, "carried": carried, "world": self.world,
-            "history": self.history,
-        }, temporary)
+        torch.save(
+            {
+                "config": to_dict(self.config),
+                "model_config": to_dict(self.model.config),
+                "vocabularies": {name: v.to_dict() for name, v in self.data.heads.items()},
+                "model": self.model.state_dict(),
+                "average": self.average,
+                "optimizer": self.optimizer.state_dict(),
+                "step": self.step,
+                "epoch": self.epoch,
+                "position": self.position,
+                "skipped": self.skipped,
+                "audio_s": self.audio_s,
+                "seconds": self.seconds,
+                "carried": carried,
+                "world": self.world,
+                "history": self.history,
+            },
+            temporary,
+        )
         temporary.replace(path)
 
     def load(self, path: Path) -> None:
         """Continue where a checkpoint stopped. Raises UsageError when it does not fit."""
         saved = torch.load(path, map_location=self.device, weights_only=True)
-        if saved["model_config"] != json.loads(json.dumps(to_dict(self.model.config))) and \
-                from_dict(ModelConfig, saved["model_config"]) != self.model.config:
+        if (
+            saved["model_config"] != json.loads(json.dumps(to_dict(self.model.config)))
+            and from_dict(ModelConfig, saved["model_config"]) != self.model.config
+        ):
             raise UsageError(f"{path} holds a model of another shape: use the configuration it was started with")
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -294,13 +353,18 @@ class Trainer:
         same_world = saved["world"] == self.world
         self.carried = saved["carried"][self.rank] if same_world else None
         if not same_world:
-            log.warning("resumed on %d processes instead of %d: batches differ from the first run's", self.world,
-                        saved["world"])
+            log.warning(
+                "resumed on %d processes instead of %d: batches differ from the first run's", self.world, saved["world"]
+            )
 
     # -- the run -----------------------------------------------------------------------------------------------------
 
-    def run(self, report: Callable[[int, dict[str, float]], None], evaluate: Callable[[Trainer], dict[str, float]] | None
-            = None, stop: Callable[[], bool] = lambda: False) -> None:
+    def run(
+        self,
+        report: Callable[[int, dict[str, float]], None],
+        evaluate: Callable[[Trainer], dict[str, float]] | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Train to the last step; ``report`` gets the scalars of every step, ``evaluate`` its results now and then."""
         config = self.config
         saved = evaluated = time.monotonic()
@@ -313,16 +377,17 @@ class Trainer:
                 dist.broadcast(now, 0)  # one clock decides for all
             if float(now) - saved > config.checkpoint_minutes * 60:
                 saved = float(now)
-                self.save(self.out / "checkpoint.pt")
+                self.save(self.out / CHECKPOINT)
             if evaluate is not None and float(now) - evaluated > config.evaluate_minutes * 60:
                 evaluated = float(now)
                 self._evaluate(report, evaluate)
-        self.save(self.out / "checkpoint.pt")
+        self.save(self.out / CHECKPOINT)
         if evaluate is not None:
             self._evaluate(report, evaluate)
 
-    def _evaluate(self, report: Callable[[int, dict[str, float]], None],
-                  evaluate: Callable[[Trainer], dict[str, float]]) -> None:
+    def _evaluate(
+        self, report: Callable[[int, dict[str, float]], None], evaluate: Callable[[Trainer], dict[str, float]]
+    ) -> None:
         if self.rank == 0:
             report(self.step, evaluate(self))
 
@@ -347,7 +412,10 @@ def greedy_errors(trainer: Trainer, batches: Sequence[Batch]) -> dict[str, float
     model.eval()
     errors: dict[str, int] = {name: 0 for name in trainer.data.heads}
     total: dict[str, int] = {name: 0 for name in trainer.data.heads}
-    with torch.no_grad(), torch.autocast(trainer.device.type, torch.bfloat16, enabled=trainer.config.precision == "bf16"):
+    with (
+        torch.no_grad(),
+        torch.autocast(trainer.device.type, torch.bfloat16, enabled=trainer.config.precision == "bf16"),
+    ):
         for batch in batches:
             out, steps, _ = model(batch.frames.to(trainer.device), batch.lengths.to(trainer.device))
             for name in trainer.data.heads:

@@ -1,0 +1,240 @@
+"""A model folder on disk and its parts.
+
+::
+
+    models/<name>/
+        config.json           shape of network and features, search settings, SHA-256 of every other file
+        acoustic.safetensors  weights, fp16; global mean and deviation of the features; log priors of the units
+        units.json            units of every head
+        lexicon.lex           words and pronunciations
+        g2p.bin               grapheme-to-phoneme model for words outside the lexicon (optional)
+        words.lm              word n-gram language model (optional)
+        MODEL_CARD.md         data, licences, command, figures
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from asr.config import from_dict, to_dict
+from asr.decoding.endpoint import EndpointConfig
+from asr.decoding.search_config import SearchConfig
+from asr.errors import AsrError, ConfigError, LexiconError, ModelError
+from asr.features import FeatureConfig
+from asr.lexicon import Lexicon
+from asr.model import AcousticModel, ModelConfig
+from asr.vocabulary import Vocabulary, vocabulary_from_dict
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+FORMAT = 1
+CONFIG, WEIGHTS, UNITS, LEXICON, G2P, LANGUAGE_MODEL = (
+    "config.json",
+    "acoustic.safetensors",
+    "units.json",
+    "lexicon.lex",
+    "g2p.bin",
+    "words.lm",
+)
+_PRIORS = "log_priors."
+
+
+@dataclass(frozen=True)
+class FolderConfig:
+    """The content of ``config.json``. ``head`` is the head that the search reads."""
+
+    model: ModelConfig
+    features: FeatureConfig
+    head: str
+    format: int = FORMAT
+    name: str = ""
+    language: str = "en"
+    version: str = "1"
+    search: SearchConfig = field(default_factory=SearchConfig)
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
+    files: dict[str, str] = field(default_factory=dict)
+
+
+class ModelFolder:
+    """A model folder whose files have been checked. Raises ModelError saying which file is wrong."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = read_config(path)
+        for name in (WEIGHTS, UNITS, LEXICON):
+            if name not in self.config.files:
+                raise ModelError(f"{path / CONFIG} does not list {name}: the model folder is incomplete")
+        for name, digest in self.config.files.items():
+            if Path(name).name != name:
+                raise ModelError(f"{path / CONFIG} lists {name!r}: only files of the folder itself are allowed")
+            if _digest(path / name) != digest:
+                raise ModelError(
+                    f"{path / name} is corrupt or of another version (its SHA-256 differs from "
+                    f"{CONFIG}): restore the folder, for a clone with 'git checkout -- {path.name}'"
+                )
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.config.name or self.path.name
+
+    @property
+    def language_model(self) -> Path | None:
+        """The n-gram language model, where there is one."""
+        return self.path / LANGUAGE_MODEL if LANGUAGE_MODEL in self.config.files else None
+
+    def load_network(self, device: str = "cpu") -> AcousticModel:
+        """The acoustic model in float32, ready for inference."""
+        import torch
+
+        with torch.device("meta"):  # no time is lost on initial weights
+            model = AcousticModel(self.config.model)
+        weights = {k: v.float() for k, v in self._weights().items() if not k.startswith(_PRIORS)}
+        try:
+            model.load_state_dict(weights, assign=True)
+        except RuntimeError as error:
+            detail = str(error).splitlines()[-1].strip()
+            raise ModelError(f"{self.path / WEIGHTS} does not fit {CONFIG}: {detail}") from None
+        return model.requires_grad_(False).eval().to(device)
+
+    def load_log_priors(self, head: str) -> np.ndarray | None:
+        """(units,) log priors of a head, or None when the folder has none."""
+        priors = self._weights().get(_PRIORS + head)
+        return None if priors is None else priors.float().numpy()
+
+    def load_vocabularies(self, lexicon: Lexicon | None = None) -> dict[str, Vocabulary]:
+        """The units of every head."""
+        try:
+            values = json.loads((self.path / UNITS).read_text(encoding="utf-8"))
+            vocabularies = {name: vocabulary_from_dict(v, lexicon) for name, v in values.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"{self.path / UNITS} is corrupt: {error}") from None
+        for name, units in self.config.model.heads.items():
+            if name not in vocabularies or len(vocabularies[name]) != units:
+                raise ModelError(f"{self.path / UNITS} does not fit the head '{name}' of {units} units in {CONFIG}")
+        return vocabularies
+
+    def load_lexicon(self) -> Lexicon:
+        """The words with their pronunciations; the grapheme-to-phoneme model is attached where there is one."""
+        try:
+            lexicon = Lexicon.load(self.path / LEXICON)
+            if G2P in self.config.files:
+                from asr.g2p import G2P as GraphemeToPhoneme
+
+                lexicon = lexicon.with_g2p(GraphemeToPhoneme.load(self.path / G2P))
+        except LexiconError as error:
+            raise ModelError(f"{self.path}: {error}") from None
+        return lexicon
+
+    def _weights(self) -> dict[str, Tensor]:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        if not hasattr(self, "_loaded"):
+            try:
+                self._loaded = load_file(self.path / WEIGHTS)
+            except (OSError, SafetensorError, ValueError) as error:
+                raise ModelError(f"{self.path / WEIGHTS} cannot be read: {error}") from None
+        return self._loaded
+
+
+def models_folder() -> Path:
+    """Where shipped models lie: ``ASR_MODELS`` if set, else ``models`` beside the package."""
+    return Path(os.environ.get("ASR_MODELS") or Path(__file__).resolve().parent.parent / "models")
+
+
+def find_model(model: str | PathLike[str]) -> ModelFolder:
+    """A shipped model by name, or any model folder by path. Raises ModelError naming what exists."""
+    path = Path(model)
+    if (path / CONFIG).is_file():
+        return ModelFolder(path)
+    shipped = models_folder() / path
+    if len(path.parts) == 1 and (shipped / CONFIG).is_file():
+        return ModelFolder(shipped)
+    if path.is_dir():
+        raise ModelError(f"{path} is no model folder: it has no {CONFIG}")
+    known = sorted(p.parent.name for p in models_folder().glob(f"*/{CONFIG}"))
+    raise ModelError(f"there is no model '{model}': give a folder, or one of: {', '.join(known) or '(none shipped)'}")
+
+
+def read_config(path: Path) -> FolderConfig:
+    """Read ``config.json`` of a model folder. Raises ModelError."""
+    try:
+        values = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        config = from_dict(FolderConfig, values)
+    except OSError as error:
+        raise ModelError(f"cannot read {path / CONFIG}: {error.strerror}") from None
+    except (ValueError, ConfigError) as error:
+        raise ModelError(f"{path / CONFIG} is corrupt: {error}") from None
+    if config.format != FORMAT:
+        raise ModelError(f"{path} has format {config.format}, this version reads {FORMAT}: update the package")
+    if config.head not in config.model.heads:
+        raise ModelError(f"{path / CONFIG}: head '{config.head}' is none of {', '.join(config.model.heads)}")
+    return config
+
+
+def save_folder(
+    path: Path,
+    config: FolderConfig,
+    weights: Mapping[str, Tensor],
+    units: Mapping[str, Vocabulary],
+    priors: Mapping[str, Tensor],
+    files: Mapping[str, Path],
+) -> None:
+    """Write a model folder: weights in fp16 (statistics in fp32), units, and copies of ``files`` (name: source)."""
+    import shutil
+
+    import torch
+    from safetensors.torch import save_file
+
+    path.mkdir(parents=True, exist_ok=True)
+    exact = ("front_end.mean", "front_end.deviation")
+    tensors = {k: (v if k in exact else v.to(torch.float16)).detach().cpu().contiguous() for k, v in weights.items()}
+    tensors.update({_PRIORS + head: p.float().cpu().contiguous() for head, p in priors.items()})
+    save_file(tensors, path / WEIGHTS)
+    values: dict[str, Any] = {name: v.to_dict() for name, v in units.items()}
+    (path / UNITS).write_text(json.dumps(values, ensure_ascii=False) + "\n", encoding="utf-8")
+    for name, source in files.items():
+        if source.resolve() != (path / name).resolve():
+            shutil.copyfile(source, path / name)
+    update_config(path, config)
+
+
+def update_config(path: Path, config: FolderConfig) -> None:
+    """Write ``config.json`` with fresh digests of the files that are there."""
+    import dataclasses
+
+    names = [n for n in (WEIGHTS, UNITS, LEXICON, G2P, LANGUAGE_MODEL) if (path / n).is_file()]
+    config = dataclasses.replace(config, files={name: _digest(path / name) for name in names})
+    temporary = path / (CONFIG + ".tmp")
+    temporary.write_text(json.dumps(to_dict(config), indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path / CONFIG)
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"the model folder lacks {path.name} ({path}: {error.strerror})") from None
+
+
+__all__ = [
+    "AsrError",
+    "FolderConfig",
+    "ModelFolder",
+    "find_model",
+    "models_folder",
+    "read_config",
+    "save_folder",
+    "update_config",
+]

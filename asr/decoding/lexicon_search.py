@@ -1,0 +1,221 @@
+"""Words from phone (or character) emissions: a lexicon trie and a word n-gram language model, by beam search.
+
+The search itself is flashlight-text's (Collobert et al. 2016, "Wav2Letter"; C++). This module gives it the shape of
+the house: the state of a stream is explicit, copyable and serialisable. flashlight keeps its beams inside an object
+that cannot be copied, so the state is what those beams are a function of: the emissions since the segment began. The
+object is a cache of that, rebuilt by replay where it is missing; segments are bounded, so a replay is too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asr.decoding.search_config import SearchConfig
+from asr.errors import LanguageModelError, LexiconError
+from asr.lexicon import Lexicon
+from asr.vocabulary import BLANK, PhoneVocabulary, Vocabulary
+
+Emissions = NDArray[np.float32]
+_UNKNOWN = "<unk>"
+_MOST_HOMOPHONES = 6  # flashlight keeps no more words at one node of its trie
+
+
+@dataclass(frozen=True)
+class TimedWord:
+    """A word with its first and last step (inclusive), counted from the start of the segment."""
+
+    text: str
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A word sequence with its score in nats."""
+
+    words: tuple[TimedWord, ...]
+    score: float
+
+    @property
+    def text(self) -> str:
+        """The words joined by spaces."""
+        return " ".join(w.text for w in self.words)
+
+
+@dataclass
+class SearchState:
+    """A stream's search: ``emissions`` (steps, units) since the segment began, as fed, and the beams over them."""
+
+    emissions: list[Emissions] = field(default_factory=list)
+    steps: int = 0
+    beams: Any = None
+    kept: list[int] = field(default_factory=list)  # step of each frame that the beams have seen
+    surely_blank: bool = False
+
+    def clone(self) -> SearchState:
+        """A copy that shares no mutable part; its beams are rebuilt when needed."""
+        return SearchState(list(self.emissions), self.steps)
+
+    def array(self, units: int) -> Emissions:
+        """All emissions as one array (steps, units)."""
+        return np.concatenate(self.emissions) if self.emissions else np.zeros((0, units), np.float32)
+
+
+class LexiconSearch:
+    """``begin / step / best / end`` over emissions of one head. Immutable; shared by all streams of a recogniser.
+
+    ``log_priors``: (units,) log-probabilities of the units, or None.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        lexicon: Lexicon,
+        language_model: Path | None,
+        config: SearchConfig | None = None,
+        log_priors: Emissions | None = None,
+        words: Iterable[str] | None = None,
+    ) -> None:
+        from flashlight.lib.text.decoder import CriterionType, LexiconDecoderOptions, SmearingMode, Trie, ZeroLM
+        from flashlight.lib.text.dictionary import Dictionary
+
+        self.vocabulary = vocabulary
+        self.config = config = config or SearchConfig()
+        names = tuple(words if words is not None else lexicon)
+        if not names:
+            raise LexiconError("the lexicon holds no words: nothing could be recognised")
+        dictionary = Dictionary()
+        for word in (*names, _UNKNOWN):
+            dictionary.add_entry(word)
+        self._unknown = dictionary.get_index(_UNKNOWN)
+        self._words = names
+        self._lm = self._language_model(language_model, dictionary) if language_model else ZeroLM()
+        trie = Trie(len(vocabulary), -1)
+        start = self._lm.start(False)
+        scores = [self._lm.score(start, index)[1] for index in range(len(names))]
+        same: dict[tuple[int, ...], int] = {}
+        for index in sorted(range(len(names)), key=lambda i: -scores[i]):  # of many homophones the usual ones stay
+            for spelling in self._spellings(names[index], lexicon):
+                count = same[spelling] = same.get(spelling, 0) + 1
+                if count <= _MOST_HOMOPHONES:
+                    trie.insert(list(spelling), index, scores[index])
+        trie.smear(SmearingMode.MAX)
+        self._trie = trie
+        self._options = LexiconDecoderOptions(
+            config.beam,
+            min(config.tokens, len(vocabulary)),
+            config.threshold,
+            config.lm_weight,
+            config.word_score,
+            -float("inf"),
+            0.0,
+            False,
+            CriterionType.CTC,
+        )
+        self._shift = (
+            np.zeros(len(vocabulary), np.float32)
+            if log_priors is None
+            else (config.prior_weight * log_priors).astype(np.float32)
+        )
+
+    @staticmethod
+    def _language_model(path: Path, dictionary: Any) -> Any:
+        from flashlight.lib.text.decoder.kenlm import KenLM
+
+        if not path.is_file():
+            raise LanguageModelError(f"there is no language model {path}")
+        try:
+            return KenLM(str(path), dictionary)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise LanguageModelError(f"the language model {path} cannot be read: {reason}") from None
+
+    def _spellings(self, word: str, lexicon: Lexicon) -> list[tuple[int, ...]]:
+        if isinstance(self.vocabulary, PhoneVocabulary):
+            return [tuple(self.vocabulary.encode_phones(p)) for p in lexicon.pronounce(word)]
+        return [tuple(self.vocabulary.encode(word))]
+
+    def begin(self) -> SearchState:
+        """State of a new segment."""
+        return SearchState()
+
+    def step(self, emissions: Emissions, state: SearchState) -> SearchState:
+        """Advance by ``emissions`` (steps, units) log-probabilities; the state given is used up."""
+        if state.beams is None:
+            replay = state.array(len(self.vocabulary))
+            state.beams = self._new_beams()
+            state.steps, state.kept, state.surely_blank = 0, [], False
+            self._feed(replay, state)
+        if len(emissions):
+            state.emissions.append(np.array(emissions, dtype=np.float32))
+            self._feed(state.emissions[-1], state)
+        return state
+
+    def best(self, state: SearchState) -> Hypothesis:
+        """The likeliest words so far; the last may still be incomplete and is then left out."""
+        if state.steps == 0:
+            return Hypothesis((), 0.0)
+        state = self.step(np.zeros((0, len(self.vocabulary)), np.float32), state)
+        return self._hypothesis(state.beams.get_best_hypothesis(0), state)
+
+    def end(self, state: SearchState) -> Hypothesis:
+        """The likeliest whole words of the segment with its end scored. The state's beams are used up."""
+        return self.end_nbest(state, 1)[0]
+
+    def end_nbest(self, state: SearchState, count: int) -> list[Hypothesis]:
+        """The ``count`` likeliest different word sequences of the segment, best first (at least one)."""
+        state = self.step(np.zeros((0, len(self.vocabulary)), np.float32), state)
+        if not state.kept:
+            return [Hypothesis((), 0.0)]
+        state.beams.decode_end()
+        found: dict[str, Hypothesis] = {}
+        for result in state.beams.get_all_final_hypothesis()[: count * 4]:
+            hypothesis = self._hypothesis(result, state)
+            found.setdefault(hypothesis.text, hypothesis)
+            if len(found) == count:
+                break
+        state.beams = None
+        return list(found.values()) or [Hypothesis((), 0.0)]
+
+    def _new_beams(self) -> Any:
+        from flashlight.lib.text.decoder import LexiconDecoder
+
+        beams = LexiconDecoder(self._options, self._trie, self._lm, -1, BLANK, self._unknown, [], False)
+        beams.decode_begin()
+        return beams
+
+    def _feed(self, emissions: Emissions, state: SearchState) -> None:
+        kept = []
+        sure = np.exp(emissions[:, BLANK]) > self.config.blank_skip
+        for i, blank in enumerate(sure.tolist()):
+            if not (blank and state.surely_blank):
+                kept.append(i)
+            state.surely_blank = blank
+        if kept:
+            chosen = np.ascontiguousarray(emissions[kept] - self._shift)
+            state.beams.decode_step(chosen.ctypes.data, len(kept), chosen.shape[1])
+            state.kept.extend(state.steps + i for i in kept)
+        state.steps += len(emissions)
+
+    def _hypothesis(self, result: Any, state: SearchState) -> Hypothesis:
+        """Words with their steps. flashlight gives per frame (and one before the first, one after the end) the unit
+        and, where a word was completed, the word."""
+        words: list[TimedWord] = []
+        first = last = None
+        frames = len(state.kept)
+        for position, (token, word) in enumerate(zip(result.tokens, result.words, strict=True)):
+            frame = min(max(position - 1, 0), frames - 1)
+            if token not in (BLANK, -1):
+                last = state.kept[frame]
+                first = last if first is None else first
+            if 0 <= word < len(self._words):
+                at = state.kept[frame]
+                words.append(TimedWord(self._words[word], at if first is None else first, at if last is None else last))
+                first = last = None
+        return Hypothesis(tuple(words), float(result.score))

@@ -1,0 +1,32 @@
+"""Settings of the beam search; apart from the search, so that reading a configuration imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from asr.config import require
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Beam search: ``beam`` hypotheses, ``tokens`` best units a step, ``threshold`` in nats below the best.
+
+    ``lm_weight`` multiplies the language model's log-probability, ``word_score`` is added per word and
+    ``prior_weight`` times the log prior of a unit is subtracted from its emission. ``blank_skip``: a step whose blank
+    is likelier than this is left out when the step before it was such a step too (0.999: surely blank; 1: never).
+    """
+
+    beam: int = 150
+    tokens: int = 20
+    threshold: float = 25.0
+    lm_weight: float = 1.2
+    word_score: float = 0.0
+    prior_weight: float = 0.0
+    blank_skip: float = 0.999
+
+    def __post_init__(self) -> None:
+        require(1 <= self.beam <= 10_000, f"search.beam must be 1 to 10000, got {self.beam}")
+        require(1 <= self.tokens <= 10_000, f"search.tokens must be 1 to 10000, got {self.tokens}")
+        require(self.threshold > 0, "search.threshold must be positive")
+        require(self.lm_weight >= 0, "search.lm_weight must not be negative")
+        require(0.5 <= self.blank_skip <= 1, "search.blank_skip must be 0.5 to 1")
