@@ -36,19 +36,10 @@ def from_ngrams(model: NgramModel, grams: list[np.ndarray]) -> NgramModel:
             place = np.searchsorted(keys[k], place * size + grams[n - 1][:, k])
         keys.append(place * size + grams[n - 1][:, -1])
         old = model.find(grams[n - 1])
-        log_probs.append(_values(model, grams[n - 1]).astype(np.float32))
+        log_probs.append(model.log_probs_of(grams[n - 1]).astype(np.float32))
         if n < len(grams):
             backoffs.append(np.where(old >= 0, model.backoffs[n - 1][old], np.float32(0.0)))
             if shares is not None and model.context_shares is not None:
                 shares.append(np.where(old >= 0, model.context_shares[n - 1][old], np.float32(0.0)))
     return NgramModel(model.words, tuple(keys), tuple(log_probs), tuple(backoffs), tuple(shares) if shares else None)
 
-
-def _values(model: NgramModel, grams: np.ndarray) -> np.ndarray:
-    """log10 p of the last word of each row given those before it."""
-    value = model.log_probs[0][grams[:, -1]].astype(np.float64)
-    for n in range(2, grams.shape[1] + 1):
-        found, context = model.find(grams[:, -n:]), model.find(grams[:, -n:-1])
-        backed_off = value + np.where(context >= 0, model.backoffs[n - 2][context], 0.0)
-        value = np.where(found >= 0, model.log_probs[n - 1][found], backed_off)
-    return value

@@ -135,8 +135,7 @@ def discounts(adjusted: np.ndarray) -> tuple[float, float, float]:
 def _interpolate(words: tuple[str, ...], counts: list[_Counts], minimum: list[int]) -> NgramModel:
     size = len(words)
     tokens = max(1, int(counts[0].raw.sum()))
-    probs, unigram_backoff = _unigrams(counts[0])
-    del unigram_backoff
+    probs = _unigrams(counts[0])
     probs[BOS_ID] = 0.0
     log_unigrams = np.full(size, NEVER, dtype=np.float32)
     np.log10(probs, out=log_unigrams, where=probs > 0, casting="same_kind")
@@ -167,12 +166,11 @@ def _interpolate(words: tuple[str, ...], counts: list[_Counts], minimum: list[in
     return NgramModel(words, tuple(keys), tuple(log_probs), tuple(backoffs), tuple(shares[: len(counts) - 1]))
 
 
-def _unigrams(counts: _Counts) -> tuple[np.ndarray, float]:
-    """Probabilities of all words, interpolated with the uniform distribution over all but ``<s>``; and its weight."""
+def _unigrams(counts: _Counts) -> np.ndarray:
+    """Probabilities of all words, interpolated with the uniform distribution over all but ``<s>``."""
     adjusted = counts.adjusted.copy()
     adjusted[[UNK_ID, BOS_ID]] = 0
     discount = np.array([0.0, *discounts(adjusted)])[np.minimum(adjusted, 3)]
     total = adjusted.sum()
     uniform = float(discount.sum() / total)
-    probs = (adjusted - discount) / total + uniform / (len(adjusted) - 1)
-    return probs, uniform
+    return (adjusted - discount) / total + uniform / (len(adjusted) - 1)

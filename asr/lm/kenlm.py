@@ -22,13 +22,14 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from asr.errors import LanguageModelError
 from asr.lm.complete import complete
 from asr.lm.model import NgramModel
-from asr.lm.text import SPECIAL, UNK
+from asr.lm.text import SPECIAL, UNK, reason
 
 _MAGIC = b"mmap lm http://kheafield.com/code format version 5\n\0\0"
 _SANITY = _MAGIC.ljust(-(-len(_MAGIC) // 8) * 8, b"\0") + struct.pack("<fffIIIQ", 0.0, 1.0, -0.5, 1, 2**32 - 1, 0, 1)
@@ -111,6 +112,11 @@ def binary_size(counts: Sequence[int], words: Sequence[str], bits: tuple[int, in
     return _Layout.of(counts, *bits).end + sum(len(word.encode()) + 1 for word in words)
 
 
+def record_bits(counts: Sequence[int], bits: tuple[int, int] = DEFAULT_BITS) -> list[int]:
+    """Bits that one n-gram takes in the file, for each order from 2 up."""
+    return [level.record_bits for level in _Layout.of(counts, *bits).levels]
+
+
 def save_binary(model: NgramModel, path: str | Path, bits: tuple[int, int] = DEFAULT_BITS) -> int:
     """Write the model as a KenLM binary (quantised trie); returns its size in bytes.
 
@@ -132,7 +138,8 @@ def save_binary(model: NgramModel, path: str | Path, bits: tuple[int, int] = DEF
 
     unigrams = _view(file, layout.unigrams, _UNIGRAM, trie.counts[0] + 1)
     unigrams["log_prob"][:-1] = trie.log_probs[0]
-    unigrams["backoff"][:-1] = np.where(trie.is_context[0], trie.backoffs[0] + 0.0, -0.0)
+    # Minus zero tells KenLM that nothing depends on the word as a context, so it may drop it from its states.
+    unigrams["backoff"][:-1] = np.where(trie.is_context[0] | (trie.backoffs[0] != 0.0), trie.backoffs[0] + 0.0, -0.0)
     unigrams["next"] = trie.first_children(1)
     table = layout.quantisation + 8
     for n, level in enumerate(layout.levels, start=2):
@@ -144,7 +151,8 @@ def save_binary(model: NgramModel, path: str | Path, bits: tuple[int, int] = DEF
             centres, backoff_codes = _quantise_backoffs(trie.backoffs[n - 1], trie.is_context[n - 1], backoff_bits)
             _view(file, table, "<f4", 2**backoff_bits)[:] = np.concatenate([[-0.0, 0.0], centres])
             table += 4 * 2**backoff_bits
-            _write_middle(file, level, trie.words[n - 1], backoff_codes | (codes << np.uint64(backoff_bits)), trie.first_children(n))
+            values = backoff_codes | (codes << np.uint64(backoff_bits))
+            _write_middle(file, level, trie.words[n - 1], values, trie.first_children(n))
         else:
             records = trie.words[n - 1].astype(np.uint64) | (codes << np.uint64(level.word_bits))
             _pack(file, level.records, level.record_bits, records)
@@ -154,6 +162,32 @@ def save_binary(model: NgramModel, path: str | Path, bits: tuple[int, int] = DEF
     except OSError as error:
         raise LanguageModelError(f"cannot write the language model {path}: {error.strerror}") from None
     return len(file) + len(strings)
+
+
+def open_kenlm(path: str | Path, words: Sequence[str]) -> Any:
+    """The model as flashlight-text's ``KenLM``, which maps a binary into memory and parses an ARPA file (slowly).
+
+    words: the decoder's words; ``words[i]`` gets index ``i`` (see flashlight's ``Dictionary``). Words that the model
+        does not know count as ``<unk>``.
+
+    Raises :class:`LanguageModelError` when KenLM cannot read the file.
+    """
+    from flashlight.lib.text.decoder.kenlm import KenLM
+    from flashlight.lib.text.dictionary import Dictionary
+
+    try:
+        if is_binary(path):
+            _open(path)  # what is wrong, in our words
+    except OSError as error:
+        raise LanguageModelError(f"cannot read the language model {path}: {reason(error)}") from None
+    dictionary = Dictionary()
+    for word in words:
+        dictionary.add_entry(word)
+    try:
+        return KenLM(str(path), dictionary)
+    except RuntimeError as error:
+        said = " ".join(str(error).split())
+        raise LanguageModelError(f"KenLM cannot read the language model {path}: {said}") from None
 
 
 def is_binary(path: str | Path) -> bool:
@@ -218,7 +252,7 @@ def _open(path: str | Path) -> tuple[np.ndarray, list[int], _Layout, tuple[int, 
         raise LanguageModelError(f"{path} is not a KenLM binary language model of version 5")
     if len(file) < start + _PARAMETERS.size + 8 * _MAX_ORDER:
         raise LanguageModelError(f"the language model {path} is cut short")
-    order, _, kind, has_words, version = _PARAMETERS.unpack_from(file, start)
+    order, _, kind, has_words, version = _PARAMETERS.unpack(file[start : start + _PARAMETERS.size].tobytes())
     if kind != _QUANTISED_ARRAY_TRIE or version != _SEARCH_VERSION or not has_words or not 2 <= order <= _MAX_ORDER:
         raise LanguageModelError(
             f"the language model {path} is a KenLM binary of another kind: build it as a quantised trie with "
@@ -354,8 +388,7 @@ class _Trie:
                 trie.log_probs.append(model.log_probs[n - 1][order_of])
             if n < model.order:
                 trie.backoffs.append(model.backoffs[n - 1][order_of])
-                children = np.bincount(model.prefixes(n + 1), minlength=model.counts[n - 1])
-                trie.is_context.append(children[order_of] > 0)
+                trie.is_context.append(model.is_context(n)[order_of])
         return trie
 
 
@@ -365,7 +398,7 @@ def murmur_hashes(words: Sequence[bytes]) -> np.ndarray:
     lengths = np.array([len(word) for word in words])
     result = np.empty(len(words), dtype=np.uint64)
     for length in np.unique(lengths).tolist():
-        which = np.flatnonzero(lengths == length)
+        which = np.flatnonzero(lengths == length).tolist()
         padded = -(-length // 8) * 8
         joined = b"".join(words[i].ljust(padded, b"\0") for i in which)
         blocks = np.frombuffer(joined, dtype="<u8").reshape(len(which), padded // 8)
@@ -384,13 +417,18 @@ def murmur_hashes(words: Sequence[bytes]) -> np.ndarray:
 def _quantise(values: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray]:
     """At most ``bins`` ascending centres (padded to ``bins`` with the last), and the nearest one's place per value.
 
-    Starts from bins of equal population (M. Federico, N. Bertoldi 2006) and improves them by Lloyd's algorithm.
+    Half of the centres start with equal shares of the values (M. Federico, N. Bertoldi 2006, "How many bits are needed
+    to store probabilities for phrase-based translation?"), half at equal distances, so that no value is far from its
+    centre; Lloyd's algorithm improves them.
     """
     if not len(values):
         return np.zeros(bins, dtype=np.float32), np.zeros(0, dtype=np.uint64)
     ranked = np.sort(values.astype(np.float64))
     sums = np.concatenate([[0.0], np.cumsum(ranked)])
-    centres = np.unique(ranked[(np.arange(bins) * 2 + 1) * len(ranked) // (2 * bins)])
+    shares = (bins + 1) // 2
+    quantiles = ranked[(np.arange(shares) * 2 + 1) * len(ranked) // (2 * shares)]
+    even = ranked[0] + (ranked[-1] - ranked[0]) * (np.arange(bins - shares) + 0.5) / max(1, bins - shares)
+    centres = np.unique(np.concatenate([quantiles, even]))
     for _ in range(20):
         edges = np.searchsorted(ranked, (centres[1:] + centres[:-1]) / 2)
         edges = np.concatenate([[0], edges, [len(ranked)]])

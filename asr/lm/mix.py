@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from asr.errors import LanguageModelError
+from asr.lm.complete import complete
 from asr.lm.model import NEVER, NgramModel, with_backoffs
 from asr.lm.text import BOS_ID, SPECIAL, UNK_ID, encode
 
@@ -25,7 +26,8 @@ def mix(models: Sequence[NgramModel], weights: Sequence[float]) -> NgramModel:
     if len(models) == 1:
         return models[0]
     words = tuple(dict.fromkeys(word for model in models for word in model.words))
-    aligned = [with_words(model, words) for model in models]
+    # Estimated models are complete; models from files may lack n-grams that others end with.
+    aligned = [with_words(model if model.context_shares else complete(model), words) for model in models]
     order = max(model.order for model in aligned)
     size = len(words)
 
@@ -52,14 +54,16 @@ def mix(models: Sequence[NgramModel], weights: Sequence[float]) -> NgramModel:
             context = numbers[k][prefix]
             values = logs[k][suffix]
             if model.order >= n:
-                values = values + np.where(context >= 0, model.backoffs[n - 2][context], np.float32(0.0))
-            places[k] = np.searchsorted(union, moved[k])
-            numbers[k] = np.full(len(union), -1, dtype=np.int64)
+                values += np.where(context >= 0, model.backoffs[n - 2][context], np.float32(0.0))
             if model.order >= n:
+                places[k] = np.searchsorted(union, moved[k])
                 values[places[k]] = model.log_probs[n - 1]
-                numbers[k][places[k]] = np.arange(len(places[k]))
-            logs[k] = values
             total += _to_probs(values) * shares[k]
+            if n < order:
+                logs[k] = values
+                numbers[k] = np.full(len(union), -1, dtype=np.int64)
+                if model.order >= n:
+                    numbers[k][places[k]] = np.arange(len(places[k]))
         keys.append(union)
         log_probs.append(_to_logs(total))
     backoffs = tuple(np.zeros(len(level), dtype=np.float32) for level in keys[:-1])
@@ -87,7 +91,7 @@ def _look_up(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Places of keys that are all present: every suffix of an n-gram of the union is in the union."""
     place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     if not (keys[place] == wanted).all():
-        raise LanguageModelError("a model to mix lists an n-gram without its last words; add them with `complete`")
+        raise LanguageModelError("a model to mix lists an n-gram without its last words")
     return place
 
 

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from asr.errors import LanguageModelError
-from asr.lm.text import BOS, BOS_ID, EOS, EOS_ID, SPECIAL, UNK_ID, Corpus, encode
+from asr.lm.text import BOS_ID, EOS, SPECIAL, UNK_ID, Corpus, encode
 
 NEVER = -99.0  # log10 probability written for <s>, which is never predicted (the convention of ARPA files)
 
@@ -74,6 +74,14 @@ class NgramModel:
     def last_words(self, order: int) -> np.ndarray:
         """Of each n-gram of ``order``: the id of its last word."""
         return self.keys[order - 1] % len(self.words)
+
+    def is_context(self, order: int) -> np.ndarray:
+        """Of each n-gram of ``order``: whether a longer one begins with it."""
+        if order == self.order:
+            return np.zeros(self.counts[order - 1], dtype=bool)
+        result = np.zeros(self.counts[order - 1], dtype=bool)
+        result[self.prefixes(order + 1)] = True
+        return result
 
     @cached_property
     def suffixes(self) -> tuple[np.ndarray, ...]:
@@ -140,15 +148,13 @@ class NgramModel:
         if len(starts):
             since_start -= starts[np.searchsorted(starts, since_start, side="right") - 1]
         result = self.log_probs[0][ids].astype(np.float64)
-        context = np.empty(0, dtype=np.int64)  # numbers of the (n-1)-grams that start at each place
+        found = ids  # numbers of the n-grams that start at each place, or -1
         for n in range(2, min(self.order, len(ids)) + 1):
-            context = ids[: len(ids) - n + 1] if n == 2 else found[:-1]
             within = since_start[n - 1 :] >= n - 1  # the n-gram does not begin before its sentence
-            found = self.extend(n - 1, np.where(within, context, -1), ids[n - 1 :])
-            backed_off = result[n - 1 :] + np.where(within & (context >= 0), self.backoffs[n - 2][context], 0.0)
-            result[n - 1 :] = np.where(found >= 0, self.log_probs[n - 1][found], backed_off) if self.counts[
-                n - 1
-            ] else backed_off
+            context = np.where(within, found[:-1], -1)
+            found = self.extend(n - 1, context, ids[n - 1 :])
+            backed_off = result[n - 1 :] + np.where(context >= 0, self.backoffs[n - 2][context], 0.0)
+            result[n - 1 :] = np.where(found >= 0, _take(self.log_probs[n - 1], found), backed_off)
         result[ids == BOS_ID] = np.nan
         return result
 
@@ -164,7 +170,9 @@ class NgramModel:
         return value, history[max(0, len(history) - self.order + 1) :]
 
     def logprob(self, word: str, context: Sequence[str] = ()) -> float:
-        """log10 p(word | context); ``context`` is oldest first and may begin with ``<s>``. Unknown words are ``<unk>``."""
+        """log10 p(word | context); ``context`` is oldest first and may begin with ``<s>``.
+
+        Unknown words are ``<unk>``."""
         ids = [self.word_ids.get(w, UNK_ID) for w in (*context, word)]
         return self._log_prob(tuple(ids[-self.order :]))
 
@@ -211,8 +219,7 @@ class NgramModel:
         Raises :class:`LanguageModelError` for a text without tokens.
         """
         if isinstance(text, Corpus):
-            corpus = text if text.words == self.words else text.with_vocabulary(self.words[len(SPECIAL) :])
-            corpus = corpus if corpus.words == self.words else encode(_sentences(corpus), self.words)
+            corpus = text if text.words == self.words else text.with_vocabulary(self.words)
         else:
             corpus = encode(text, self.words)
         log_probs = self.token_log_probs(corpus.ids)
@@ -236,20 +243,21 @@ class NgramModel:
         suffix = self.suffixes[order - 1]
         if (suffix >= 0).all():
             return self.log_probs[order - 2][suffix].astype(np.float64)
-        # A suffix that is not listed is backed off to, order by order.
-        ngrams = self.ngram_words(order)[:, 1:]
+        return self.log_probs_of(self.ngram_words(order)[:, 1:])
+
+    def log_probs_of(self, ngrams: np.ndarray) -> np.ndarray:
+        """log10 p of the last word of each row given the words before it, backing off: (count, n) ids -> (count,)."""
         value = self.log_probs[0][ngrams[:, -1]].astype(np.float64)
-        for n in range(2, order):
-            found = self.find(ngrams[:, -n:])
-            context = self.find(ngrams[:, -n:-1])
-            backoff = np.where(context >= 0, self.backoffs[n - 2][context], 0.0)
-            value = np.where(found >= 0, self.log_probs[n - 1][found], value + backoff)
+        for n in range(2, min(ngrams.shape[1], self.order) + 1):
+            found, context = self.find(ngrams[:, -n:]), self.find(ngrams[:, -n:-1])
+            backed_off = value + np.where(context >= 0, self.backoffs[n - 2][context], 0.0)
+            value = np.where(found >= 0, _take(self.log_probs[n - 1], found), backed_off)
         return value
 
 
-def _sentences(corpus: Corpus) -> Iterable[list[str]]:
-    for ids in np.split(corpus.ids, np.flatnonzero(corpus.ids == BOS_ID)[1:]):
-        yield [corpus.words[i] for i in ids if i not in (BOS_ID, EOS_ID)]
+def _take(values: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Values at places; anything where a place is negative."""
+    return values[places] if len(values) else np.zeros(places.shape, dtype=values.dtype)
 
 
 def with_backoffs(model: NgramModel) -> NgramModel:
@@ -264,11 +272,6 @@ def with_backoffs(model: NgramModel) -> NgramModel:
         listed, lower = current.sums(n)
         # Where nothing (or, by rounding, less) is left over, what remains is kept tiny instead of zero or negative.
         weight = np.maximum(1.0 - listed, 1e-9) / np.maximum(1.0 - lower, 1e-9)
-        children = np.bincount(model.prefixes(n), minlength=model.counts[n - 2])
-        backoffs.append(np.where(children > 0, np.log10(weight), 0.0).astype(np.float32))
+        backoffs.append(np.where(model.is_context(n - 1), np.log10(weight), 0.0).astype(np.float32))
     return NgramModel(model.words, model.keys, model.log_probs, tuple(backoffs), model.context_shares)
 
-
-def begin_context(model: NgramModel) -> str:
-    """The word that stands before every sentence."""
-    return model.words[BOS_ID] or BOS

@@ -3,11 +3,13 @@ Proc. DARPA Broadcast News Transcription and Understanding Workshop)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from asr.errors import LanguageModelError
+from asr.lm.complete import complete
+from asr.lm.kenlm import DEFAULT_BITS, binary_size, record_bits
 from asr.lm.model import NgramModel, with_backoffs
 
 
@@ -17,13 +19,14 @@ def prune(
     max_ngrams: int | None = None,
     max_bytes: int | None = None,
     threshold: float | None = None,
-    size_of: Callable[[Sequence[int]], int] | None = None,
+    bits: tuple[int, int] = DEFAULT_BITS,
 ) -> NgramModel:
     """The model without the n-grams whose loss changes it least; back-off weights are computed anew.
 
     Exactly one bound is given:
     max_ngrams: most n-grams above order one to keep (all words stay).
-    max_bytes: largest file, as ``size_of(counts per order)`` tells; the default measures :func:`asr.lm.save_binary`.
+    max_bytes: size of the file that :func:`asr.lm.save_binary` writes with ``bits``; an n-gram's loss is then divided
+        by the room it takes, since the shorter n-grams take more.
     threshold: keep n-grams whose removal raises the relative perplexity by more than this (as SRILM's ``-prune``).
 
     What is kept is closed: with an n-gram stay its first n-1 and its last n-1 words. Contexts are weighed by how
@@ -35,14 +38,21 @@ def prune(
     """
     if sum(bound is not None for bound in (max_ngrams, max_bytes, threshold)) != 1:
         raise LanguageModelError("prune needs exactly one of max_ngrams, max_bytes and threshold")
-    values = closed_values(model)
+    if model.order == 1:
+        return model
+    model = complete(model)
+    values = removal_values(model)
+    if max_bytes is not None:
+        for value, cost in zip(values, record_bits(model.counts, bits), strict=True):
+            value /= cost
+    values = _closed(model, values)
     if threshold is not None:
         limit = float(np.log1p(threshold))
     elif max_ngrams is not None:
         limit = _limit_for_count(values, max_ngrams)
     else:
         assert max_bytes is not None
-        limit = _limit_for_bytes(model, values, max_bytes, size_of or _default_size(model))
+        limit = _limit_for_bytes(model, values, max_bytes, bits)
     return keep(model, [value > limit for value in values])
 
 
@@ -65,9 +75,8 @@ def removal_values(model: NgramModel) -> list[np.ndarray]:
     return values
 
 
-def closed_values(model: NgramModel) -> list[np.ndarray]:
-    """:func:`removal_values`, each raised to the largest of the n-grams that need it as their first or last words."""
-    values = removal_values(model)
+def _closed(model: NgramModel, values: list[np.ndarray]) -> list[np.ndarray]:
+    """Each value raised to the largest of the n-grams that need its n-gram as their first or last words."""
     for n in range(model.order, 2, -1):
         needed, by = values[n - 3], values[n - 2]
         np.maximum.at(needed, model.prefixes(n), by)
@@ -126,14 +135,14 @@ def _limit_for_count(values: Sequence[np.ndarray], max_ngrams: int) -> float:
 
 
 def _limit_for_bytes(
-    model: NgramModel, values: Sequence[np.ndarray], max_bytes: int, size_of: Callable[[Sequence[int]], int]
+    model: NgramModel, values: Sequence[np.ndarray], max_bytes: int, bits: tuple[int, int]
 ) -> float:
     ranked = [np.sort(value) for value in values]
     everything = np.sort(np.concatenate(ranked)) if ranked else np.zeros(0)
 
     def size(limit: float) -> int:
         kept = [len(r) - int(np.searchsorted(r, limit, side="right")) for r in ranked]
-        return size_of((model.counts[0], *kept))
+        return binary_size((model.counts[0], *kept), model.words, bits)
 
     if size(-np.inf) <= max_bytes:
         return -np.inf
@@ -151,8 +160,3 @@ def _limit_for_bytes(
             high = middle
     return float(everything[high])
 
-
-def _default_size(model: NgramModel) -> Callable[[Sequence[int]], int]:
-    from asr.lm.kenlm import binary_size
-
-    return lambda counts: binary_size(counts, model.words)

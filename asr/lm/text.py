@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO, cast
+from typing import BinaryIO, TextIO, cast
 
 import numpy as np
 
@@ -22,7 +22,12 @@ UNK_ID, BOS_ID, EOS_ID = 0, 1, 2
 SPECIAL = (UNK, BOS, EOS)
 
 _OPENERS: dict[str, Callable[..., object]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-_READ_ERRORS = (OSError, EOFError, lzma.LZMAError, zlib.error)
+READ_ERRORS = (OSError, EOFError, lzma.LZMAError, zlib.error)
+
+
+def open_bytes(path: str | Path) -> BinaryIO:
+    """A file to read, decompressed by the ending of its name (.gz, .bz2, .xz). Raises OSError."""
+    return cast(BinaryIO, _OPENERS.get(Path(path).suffix, open)(path, "rb"))
 
 
 def open_text(path: str | Path, mode: str = "rt") -> TextIO:
@@ -37,9 +42,13 @@ def read_lines(path: str | Path) -> Iterator[str]:
         with open_text(path) as file:
             for line in file:
                 yield line.rstrip("\n")
-    except _READ_ERRORS as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise LanguageModelError(f"cannot read the text {path}: {reason}") from None
+    except READ_ERRORS as error:
+        raise LanguageModelError(f"cannot read the text {path}: {reason(error)}") from None
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, without the path that the caller names anyway."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 class Normalizer:
@@ -68,15 +77,6 @@ class Normalizer:
         result = None if digits else normalize(word)
         self._known[word] = result
         return result
-
-
-def read_sentences(path: str | Path, normalizer: Normalizer | None = None) -> Iterator[str]:
-    """The sentences of a text file as normalised, space-separated words; lines without words are left out."""
-    normalizer = normalizer or Normalizer()
-    for line in read_lines(path):
-        sentence = normalizer(line)
-        if sentence:
-            yield sentence
 
 
 @dataclass(frozen=True)
