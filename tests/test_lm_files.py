@@ -334,8 +334,9 @@ def test_pruning_to_a_size_fills_it(tmp_path):
     pruned = prune(model, max_bytes=target)
     size = save_binary(pruned, tmp_path / "m.lm")
     assert target - 100 <= size <= target
-    with pytest.raises(LanguageModelError, match="words alone need"):
-        prune(model, max_bytes=1000)
+    for order in (1, 3):
+        with pytest.raises(LanguageModelError, match="words alone need"):
+            prune(big_model(order), max_bytes=1000)
 
 
 # build -----------------------------------------------------------------------------------------------------------

@@ -39,6 +39,8 @@ def prune(
     if sum(bound is not None for bound in (max_ngrams, max_bytes, threshold)) != 1:
         raise LanguageModelError("prune needs exactly one of max_ngrams, max_bytes and threshold")
     if model.order == 1:
+        if max_bytes is not None:
+            _check_words_fit(model, max_bytes, bits)
         return model
     model = complete(model)
     values = removal_values(model)
@@ -146,11 +148,7 @@ def _limit_for_bytes(
 
     if size(-np.inf) <= max_bytes:
         return -np.inf
-    smallest = size(np.inf)
-    if smallest > max_bytes:
-        raise LanguageModelError(
-            f"the {model.counts[0]} words alone need {smallest} bytes, more than {max_bytes}: allow more or take fewer"
-        )
+    _check_words_fit(model, max_bytes, bits)
     low, high = 0, len(everything) - 1  # places of the highest limit that is too low, and the lowest that is enough
     while high - low > 1:
         middle = (low + high) // 2
@@ -160,3 +158,10 @@ def _limit_for_bytes(
             high = middle
     return float(everything[high])
 
+
+def _check_words_fit(model: NgramModel, max_bytes: int, bits: tuple[int, int]) -> None:
+    smallest = binary_size((model.counts[0], *([0] * (model.order - 1))), model.words, bits)
+    if smallest > max_bytes:
+        raise LanguageModelError(
+            f"the {model.counts[0]} words alone need {smallest} bytes, more than {max_bytes}: allow more or take fewer"
+        )
