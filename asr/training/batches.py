@@ -1,7 +1,8 @@
 """Batches for training: rows of about equal length, changed at random on log-mel frames.
 
-Everything is a pure function of (seed, epoch, batch number), so that a resumed run sees what the interrupted one would
-have seen. Noise is added as power in the mel domain: the power of a sum of independent signals is the sum of powers.
+Everything is a pure function of (seed, epoch, step, slot), so that a resumed run sees what the interrupted one would
+have seen, and batches can be made ahead in any order. A *slot* is one of the batches that share an optimiser step:
+processes times accumulation. Noise is added as power in the mel domain: the power of a sum of independent signals is the sum of powers.
 """
 
 from __future__ import annotations
@@ -23,11 +24,17 @@ from asr.vocabulary import Vocabulary
 
 Frames = NDArray[np.float32]
 FRAMES_PER_SECOND = 1000 // FRAME_MS
+_GAP_LEAST_S = 0.1  # the shortest silence put before, between or after utterances
+_TIME_MASK_MOST = FRAMES_PER_SECOND // 2  # frames
+_NOISE_LEAST = FRAMES_PER_SECOND // 2  # frames; a shorter sound repeated would be a tone
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Random changes of log-mel rows. Probabilities are per row; SNR and volume in dB; lengths in seconds."""
+    """Random changes of log-mel rows. Probabilities are per row; SNR and volume in dB; lengths in seconds.
+
+    ``docs/training.md`` says what each does.
+    """
 
     noise: float = 0.3
     babble: float = 0.05
@@ -52,6 +59,8 @@ class AugmentConfig:
         require(self.volume_db[0] <= self.volume_db[1], "augment.volume_db must be ascending")
         require(0 <= self.warp_most < 0.5, "augment.warp_most must be 0 to 0.5")
         require(0 <= self.time_mask_fraction <= 0.5, "augment.time_mask_fraction must be 0 to 0.5")
+        require(self.join_longest_s > 0, "augment.join_longest_s must be positive")
+        require(self.padding_longest_s >= _GAP_LEAST_S, f"augment.padding_longest_s must be at least {_GAP_LEAST_S}")
         require(
             self.frequency_mask_bands >= 0 and self.time_masks >= 0 and self.frequency_masks >= 0,
             "augment: numbers of masks and bands must not be negative",
@@ -65,8 +74,8 @@ NO_AUGMENT = AugmentConfig(
 
 @dataclass(frozen=True)
 class Batch:
-    """``frames`` (rows, time, mels) float32, ``lengths`` (rows,) frames; per head the joined ``targets`` and their
-    ``target_lengths`` (rows,); ``ids`` names the utterances of each row."""
+    """``frames`` (rows, time, mels) float32, zero beyond ``lengths`` (rows,) frames; per head the ``targets`` of all
+    rows one after another and their ``target_lengths`` (rows,); ``ids`` and ``texts`` of each row (empty: noise)."""
 
     frames: Tensor
     lengths: Tensor
@@ -77,7 +86,10 @@ class Batch:
 
 
 class TrainingSet:
-    """All utterances with their views and targets. ``mean`` fills masked bands, (mels,)."""
+    """All utterances with their views and targets. ``statistics``: mean and deviation of the mel bands, each (mels,).
+
+    Raises ManifestError when a text cannot be written in the units of a head.
+    """
 
     def __init__(self, shards: Sequence[Shard], heads: dict[str, Vocabulary]) -> None:
         self.shards = list(shards)
@@ -146,7 +158,11 @@ class TrainingSet:
 
 
 class BatchPlan:
-    """The batches of one epoch for ``world`` processes; ``plan[rank][n]`` lists rows, a row lists (utterance, view)."""
+    """The batches of one epoch: ``rows(step, slot)`` lists rows, a row lists (utterance, view).
+
+    Every utterance comes once in an epoch. (Where ``slots`` batches per step do not come out even, batches are divided;
+    only when no batch has a second row to give away are some rows left out.)
+    """
 
     def __init__(
         self,
@@ -155,8 +171,9 @@ class BatchPlan:
         batch_seconds: float,
         seed: int,
         epoch: int,
-        world: int = 1,
+        slots: int = 1,
         shuffle: bool = True,
+        fewest_rows: int = 1,
     ) -> None:
         rng = np.random.default_rng([seed, epoch])
         order = rng.permutation(len(data)) if shuffle else np.arange(len(data))
@@ -164,11 +181,11 @@ class BatchPlan:
         rows = _join_rows(data, [(int(i), int(views[i])) for i in order], augment, rng)
         lengths = np.array([sum(data.length(*part) for part in row) for row in rows])
         jitter = rng.uniform(0.95, 1.05, len(rows)) if shuffle else np.ones(len(rows))
-        batches = _pack(
-            rows, lengths, np.argsort(lengths * jitter, kind="stable"), int(batch_seconds * FRAMES_PER_SECOND)
-        )
-        # Neighbours in length go to the processes of one step, so that none waits long for another.
-        steps = [batches[i : i + world] for i in range(0, len(batches) - world + 1, world)]
+        by_length = np.argsort(lengths * jitter, kind="stable")
+        batches = _pack(rows, lengths, by_length, int(batch_seconds * FRAMES_PER_SECOND), fewest_rows)
+        # Neighbours in length go to the slots of one step, so that no process waits long for another.
+        _divide(batches, slots)
+        steps = [batches[i : i + slots] for i in range(0, len(batches) - slots + 1, slots)]
         if shuffle:
             steps = [steps[i] for i in rng.permutation(len(steps))]
         self.steps = steps
@@ -176,9 +193,19 @@ class BatchPlan:
     def __len__(self) -> int:
         return len(self.steps)
 
-    def rows(self, step: int, rank: int = 0) -> list[list[tuple[int, int]]]:
-        """Rows of one process in one step."""
-        return self.steps[step][rank]
+    def rows(self, step: int, slot: int = 0) -> list[list[tuple[int, int]]]:
+        """Rows of one batch."""
+        return self.steps[step][slot]
+
+
+def _divide(batches: list[list[list[tuple[int, int]]]], slots: int) -> None:
+    """Halve the batches of most rows until their number is a multiple of ``slots``, where that is possible."""
+    while len(batches) % slots:
+        largest = max(range(len(batches)), key=lambda i: len(batches[i]))
+        rows = batches[largest]
+        if len(rows) < 2:
+            return
+        batches[largest : largest + 1] = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
 
 
 def _join_rows(
@@ -205,14 +232,16 @@ def _join_rows(
 
 
 def _pack(
-    rows: list[list[tuple[int, int]]], lengths: NDArray[np.int64], order: NDArray[np.int64], most_frames: int
+    rows: list[list[tuple[int, int]]], lengths: NDArray[np.int64], order: NDArray[np.int64], most_frames: int, fewest: int
 ) -> list[list[list[tuple[int, int]]]]:
+    """Batches of up to ``most_frames`` with padding, or of ``fewest`` rows where these are longer: a recurrent step
+    costs nearly the same for few rows as for many."""
     batches: list[list[list[tuple[int, int]]]] = []
     current: list[list[tuple[int, int]]] = []
     longest = 0
     for i in order:
         longest_with = max(longest, int(lengths[i]))
-        if current and longest_with * (len(current) + 1) > most_frames:
+        if len(current) >= fewest and longest_with * (len(current) + 1) > most_frames:
             batches.append(current)
             current, longest_with = [], int(lengths[i])
         current.append(rows[i])
@@ -226,7 +255,7 @@ class BatchMaker:
     def __init__(self, data: TrainingSet, augment: AugmentConfig, noises: Sequence[Shard] = ()) -> None:
         self.data = data
         self.augment = augment
-        self.noises = [(s, start, count) for s in noises for _, _, start, count in s.index.tolist() if count > 25]
+        self.noises = [(s, start, count) for s in noises for _, _, start, count in s.index.tolist() if count > _NOISE_LEAST]
 
     def make(self, rows: Sequence[Sequence[tuple[int, int]]], rng: np.random.Generator) -> Batch:
         """One batch of changed rows."""
@@ -283,7 +312,7 @@ class BatchMaker:
 
     def _gap(self, frames: Frames, rng: np.random.Generator) -> Frames:
         """Frames of silence that sound like the quietest parts of an utterance."""
-        count = int(rng.uniform(0.1, self.augment.padding_longest_s) * FRAMES_PER_SECOND) + 1
+        count = int(rng.uniform(_GAP_LEAST_S, self.augment.padding_longest_s) * FRAMES_PER_SECOND) + 1
         quiet = np.percentile(frames, 5, axis=0)
         return (quiet + 0.4 * rng.standard_normal((count, frames.shape[1]))).astype(np.float32)
 
@@ -309,12 +338,12 @@ class BatchMaker:
         a = self.augment
         bands = frames.shape[1]
         for _ in range(a.frequency_masks):
-            width = int(rng.integers(0, a.frequency_mask_bands + 1))
+            width = int(rng.integers(0, min(a.frequency_mask_bands, bands) + 1))
             first = int(rng.integers(0, bands - width + 1))
             frames[:, first : first + width] = self.data.mean[first : first + width]
         most = int(len(frames) * a.time_mask_fraction)
         for _ in range(a.time_masks):
-            width = int(rng.integers(0, min(most, FRAMES_PER_SECOND // 2) + 1))
+            width = int(rng.integers(0, min(most, _TIME_MASK_MOST) + 1))
             first = int(rng.integers(0, len(frames) - width + 1))
             frames[first : first + width] = self.data.mean
         return frames

@@ -7,7 +7,6 @@ resumed run give the weights of one that was not interrupted.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import math
 import os
@@ -89,6 +88,7 @@ class TrainConfig:
     intermediate_weight: float = 0.3
     bpe_size: int = 256
     batch_seconds: float = 400.0
+    fewest_rows: int = 1
     accumulate: int = 1
     carry: float = 0.3
     seed: int = 1
@@ -105,6 +105,7 @@ class TrainConfig:
         require(len(self.heads) > 0 and len(set(self.heads)) == len(self.heads), "heads: name at least one, none twice")
         require(len(self.head_weights) == len(self.heads), "head_weights needs one weight per head")
         require(self.batch_seconds >= 1, "batch_seconds must be at least 1")
+        require(self.fewest_rows >= 1, "fewest_rows must be at least 1")
         require(self.accumulate >= 1, "accumulate must be at least 1")
         require(0 <= self.carry <= 1, "carry is a probability: 0 to 1")
 
@@ -194,6 +195,7 @@ class Trainer:
                 self.config.seed,
                 self.epoch,
                 self.world * self.config.accumulate,
+                fewest_rows=self.config.fewest_rows,
             )
             if len(self._plan) == 0:
                 raise UsageError(
@@ -339,10 +341,8 @@ class Trainer:
     def load(self, path: Path) -> None:
         """Continue where a checkpoint stopped. Raises UsageError when it does not fit."""
         saved = torch.load(path, map_location=self.device, weights_only=True)
-        if (
-            saved["model_config"] != json.loads(json.dumps(to_dict(self.model.config)))
-            and from_dict(ModelConfig, saved["model_config"]) != self.model.config
-        ):
+        shape = from_dict(ModelConfig, saved["model_config"])
+        if dataclasses.replace(shape, dropout=self.model.config.dropout) != self.model.config:
             raise UsageError(f"{path} holds a model of another shape: use the configuration it was started with")
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
