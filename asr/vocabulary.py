@@ -34,6 +34,8 @@ class Vocabulary(ABC):
     kind: str
 
     def __init__(self, units: Sequence[str]) -> None:
+        if not all(isinstance(unit, str) for unit in units):
+            raise ModelError("units must be strings: the units file is corrupt")
         if len(set(units)) != len(units):
             raise ModelError("units repeat: the units file is corrupt")
         if not units or units[0] != BLANK_NAME:
@@ -67,7 +69,7 @@ class CharacterVocabulary(Vocabulary):
     kind = "characters"
 
     def __init__(self, units: Sequence[str] | None = None) -> None:
-        super().__init__(units or (BLANK_NAME, *CHARACTERS))
+        super().__init__((BLANK_NAME, *CHARACTERS) if units is None else units)
 
     def encode(self, text: str) -> list[int]:
         """Ids of the characters of ``text``."""
@@ -135,7 +137,7 @@ class BpeVocabulary(Vocabulary):
             raise UsageError(f"a BPE vocabulary needs at least {len(base)} units, got {size}")
         counts = collections.Counter(word for text in texts for word in text.split())
         words = {word: _letters(word) for word in counts}
-        units, merges = list(base), []
+        units, merges = dict.fromkeys(base), []
         while len(units) < size:
             pairs: collections.Counter[tuple[str, str]] = collections.Counter()
             for word, pieces in words.items():
@@ -145,12 +147,11 @@ class BpeVocabulary(Vocabulary):
                 break
             best = min(pairs, key=lambda p: (-pairs[p], p))
             merges.append(best)
-            if best[0] + best[1] not in units:
-                units.append(best[0] + best[1])
+            units[best[0] + best[1]] = None  # two merges may give one piece
             for word, pieces in words.items():
                 if len(pieces) > 1:
                     words[word] = _merge(pieces, best)
-        return cls(units, merges)
+        return cls(tuple(units), merges)
 
     def encode(self, text: str) -> list[int]:
         """Ids of the pieces of every word."""
@@ -197,7 +198,7 @@ def _merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def vocabulary_from_dict(values: dict[str, Any], lexicon: Pronouncer | None = None) -> Vocabulary:
-    """The inverse of ``to_dict``. Raises ModelError for an unknown kind."""
+    """The inverse of ``to_dict``. Raises ModelError for an unknown kind, KeyError when a part is missing."""
     kind = values.get("kind")
     if kind == CharacterVocabulary.kind:
         return CharacterVocabulary(values["units"])
@@ -214,5 +215,7 @@ def load_vocabulary(path: Path, lexicon: Pronouncer | None = None) -> Vocabulary
         return vocabulary_from_dict(json.loads(path.read_text(encoding="utf-8")), lexicon)
     except OSError as error:
         raise ModelError(f"cannot read the units {path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"the units file {path} is corrupt: {error}") from None
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"the units file {path} is corrupt ({error!r}): restore it") from None

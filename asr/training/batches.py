@@ -2,7 +2,8 @@
 
 Everything is a pure function of (seed, epoch, step, slot), so that a resumed run sees what the interrupted one would
 have seen, and batches can be made ahead in any order. A *slot* is one of the batches that share an optimiser step:
-processes times accumulation. Noise is added as power in the mel domain: the power of a sum of independent signals is the sum of powers.
+processes times accumulation. Noise is added as power in the mel domain: the power of a sum of independent signals is
+the sum of powers.
 """
 
 from __future__ import annotations
@@ -232,7 +233,11 @@ def _join_rows(
 
 
 def _pack(
-    rows: list[list[tuple[int, int]]], lengths: NDArray[np.int64], order: NDArray[np.int64], most_frames: int, fewest: int
+    rows: list[list[tuple[int, int]]],
+    lengths: NDArray[np.int64],
+    order: NDArray[np.int64],
+    most_frames: int,
+    fewest: int,
 ) -> list[list[list[tuple[int, int]]]]:
     """Batches of up to ``most_frames`` with padding, or of ``fewest`` rows where these are longer: a recurrent step
     costs nearly the same for few rows as for many."""
@@ -255,7 +260,9 @@ class BatchMaker:
     def __init__(self, data: TrainingSet, augment: AugmentConfig, noises: Sequence[Shard] = ()) -> None:
         self.data = data
         self.augment = augment
-        self.noises = [(s, start, count) for s in noises for _, _, start, count in s.index.tolist() if count > _NOISE_LEAST]
+        self.noises = [
+            (s, start, count) for s in noises for _, _, start, count in s.index.tolist() if count > _NOISE_LEAST
+        ]
 
     def make(self, rows: Sequence[Sequence[tuple[int, int]]], rng: np.random.Generator) -> Batch:
         """One batch of changed rows."""

@@ -16,15 +16,18 @@ from numpy.typing import NDArray
 
 from asr.audio import load_audio
 from asr.decoding.greedy import best_path
+from asr.decoding.lexicon_search import Emissions
 from asr.errors import AsrError
 from asr.recognizer import Recognizer, feed_many
 from asr.results import Result, Segment
 from asr.training import metrics
-from asr.training.manifest import Utterance, read_manifest
+from asr.training.cache import cut
+from asr.training.manifest import Utterance, read_corpora
 
 Samples = NDArray[np.float32]
 STREAMS = 32  # utterances that are decoded together
 CHUNK_MS = 100  # of a streaming evaluation
+LONG_CHUNK_MS = 2000  # of an offline one, as files are read
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,15 @@ def main(
     device: str,
     file: TextIO | None = None,
 ) -> int:
-    """Evaluate a model on every manifest and print a table; with ``out`` also write results and aligned errors."""
+    """Evaluate a model on every manifest and print a table; with ``out`` also write results and aligned errors.
+
+    A bidirectional model is evaluated offline only; asked for streaming alone it raises ModelError.
+    """
     file = file or sys.stdout
-    corpora = {Path(d).stem if not d.startswith("librispeech:") else d[12:]: read_manifest(d)[:limit] for d in data}
+    corpora = {name: utterances[:limit] for name, utterances in read_corpora(data).items()}
     recognizer = Recognizer.load(model, device=device)
+    if recognizer.model.config.bidirectional and offline:
+        streaming = False
     results: list[CorpusResult] = []
     print(
         f"{'corpus':<20} {'mode':<10} {'WER %':>6} {'95 % interval':>15} {'CER %':>6}  greedy unit error %", file=file
@@ -64,7 +72,11 @@ def main(
         greedy = greedy_error_rates(recognizer, utterances, audio)
         for mode in [m for m, wanted in (("streaming", streaming), ("offline", offline)) if wanted]:
             began = time.perf_counter()
-            texts = decode(recognizer, audio, CHUNK_MS if mode == "streaming" else 2000)
+            if recognizer.model.config.bidirectional and mode == "offline":
+                texts = decode_whole(recognizer, audio)
+            else:
+                texts = decode(recognizer, audio, CHUNK_MS if mode == "streaming" else LONG_CHUNK_MS)
+            took = time.perf_counter() - began
             seconds = sum(len(a) for a in audio) / recognizer.sample_rate
             references = [u.text for u in utterances]
             known = any(u.speaker not in ("", "unknown") for u in utterances)
@@ -77,7 +89,7 @@ def main(
                 metrics.word_error_rate(references, texts, speakers),
                 metrics.character_error_rate(references, texts, speakers),
                 greedy,
-                (time.perf_counter() - began) / max(seconds, 1e-9),
+                took / max(seconds, 1e-9),
             )
             results.append(result)
             print(row(result), file=file, flush=True)
@@ -103,15 +115,12 @@ def row(result: CorpusResult) -> str:
 
 def load_utterances(utterances: Sequence[Utterance]) -> list[Samples]:
     """The samples of every utterance at 16 kHz; a recording with many of them is decoded once."""
-    audio: dict[Path, Samples] = {}
+    path, samples = None, np.zeros(0, np.float32)
     pieces = []
-    rate = 16_000
     for u in utterances:
-        if u.audio not in audio:
-            audio = {u.audio: load_audio(u.audio)}  # manifests go through their recordings in order
-        start = round(u.start_s * rate)
-        stop = None if u.duration_s is None else start + round(u.duration_s * rate)
-        pieces.append(audio[u.audio][start:stop].copy())
+        if u.audio != path:  # manifests go through their recordings in order
+            path, samples = u.audio, load_audio(u.audio)
+        pieces.append(cut(samples, u).copy())
     return pieces
 
 
@@ -136,32 +145,47 @@ def decode(recognizer: Recognizer, audio: Sequence[Samples], chunk_ms: int, stre
     return texts
 
 
+def decode_whole(recognizer: Recognizer, audio: Sequence[Samples]) -> list[str]:
+    """The text of every utterance from the network's parallel pass, without a stream: for bidirectional models."""
+    texts = [""] * len(audio)
+    for i, emissions in emissions_of(recognizer, audio):
+        state = recognizer.search.step(emissions[recognizer.head], recognizer.search.begin())
+        texts[i] = recognizer.search.end(state).text
+    return texts
+
+
 def greedy_error_rates(
     recognizer: Recognizer, utterances: Sequence[Utterance], audio: Sequence[Samples]
 ) -> dict[str, float]:
     """Unit error rate of the best path of every head; utterances whose text a head cannot spell are left out."""
-    lexicon = recognizer.folder.load_lexicon()
-    heads = recognizer.folder.load_vocabularies(lexicon)
+    heads = recognizer.folder.load_vocabularies(recognizer.folder.load_lexicon())
     errors = dict.fromkeys(heads, 0)
     total = dict.fromkeys(heads, 0)
-    for batch in _batches(audio, 16):
-        frames = [recognizer.features(torch.from_numpy(audio[i])[None])[0] for i in batch]
-        lengths = torch.tensor([len(f) for f in frames])
-        with torch.inference_mode():
-            out, steps, _ = recognizer.model(torch.nn.utils.rnn.pad_sequence(frames, True), lengths)
+    for i, emissions in emissions_of(recognizer, audio):
         for name, vocabulary in heads.items():
-            for i, log_probs, count in zip(batch, out[name], steps.tolist(), strict=True):
-                try:
-                    reference = vocabulary.encode(utterances[i].text)
-                except AsrError:
-                    continue
-                errors[name] += metrics.edit_distance(reference, best_path(log_probs[:count]))
-                total[name] += len(reference)
+            try:
+                reference = vocabulary.encode(utterances[i].text)
+            except AsrError:
+                continue
+            errors[name] += metrics.edit_distance(reference, best_path(torch.from_numpy(emissions[name])))
+            total[name] += len(reference)
     return {name: errors[name] / max(1, total[name]) for name in heads}
 
 
+def emissions_of(recognizer: Recognizer, audio: Sequence[Samples]) -> Iterator[tuple[int, dict[str, Emissions]]]:
+    """(number, log-probabilities (steps, units) per head) of every utterance, in the order of their lengths."""
+    device = recognizer.device
+    for batch in _batches(audio, 16):
+        frames = [recognizer.features(torch.from_numpy(audio[i])[None].to(device))[0] for i in batch]
+        lengths = torch.tensor([len(f) for f in frames], device=device)
+        with torch.inference_mode():
+            out, steps, _ = recognizer.model(torch.nn.utils.rnn.pad_sequence(frames, True), lengths)
+        for row, (i, count) in enumerate(zip(batch, steps.tolist(), strict=True)):
+            yield i, {name: log_probs[row, :count].cpu().numpy() for name, log_probs in out.items()}
+
+
 def _batches(audio: Sequence[Samples], size: int) -> Iterator[list[int]]:
-    order = sorted((i for i in range(len(audio)) if len(audio[i])), key=lambda i: len(audio[i]))
+    order = sorted(range(len(audio)), key=lambda i: len(audio[i]))
     yield from (order[i : i + size] for i in range(0, len(order), size))
 
 

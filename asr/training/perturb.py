@@ -1,4 +1,7 @@
-"""Changes of the waveform for training: speed, rooms, telephone band. Pure functions of (samples, random generator)."""
+"""Changes of the waveform for training: speed, rooms, telephone band. Pure functions of (samples, random generator).
+
+``samples``: (n,) float32 mono at 16 kHz, n > 0.
+"""
 
 from __future__ import annotations
 

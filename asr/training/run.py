@@ -1,30 +1,34 @@
-"""`asr train`: everything around the :class:`~asr.training.train.Trainer`: data, lexicon, reports, export."""
+"""`asr train`: what stands around the :class:`~asr.training.train.Trainer`: data, lexicon, units, weights, export."""
 
 from __future__ import annotations
 
-import csv
+import dataclasses
 import json
 import logging
+import os
 import signal
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
-from asr.checkpoint import G2P, LANGUAGE_MODEL, LEXICON, FolderConfig, ModelFolder, find_model, save_folder
-from asr.errors import ManifestError, UsageError
+from asr.checkpoint import G2P, LEXICON, ModelFolder, find_model
+from asr.config import to_dict
+from asr.errors import ConfigError, ManifestError, UsageError
+from asr.features import FeatureConfig
+from asr.g2p import G2P as GraphemeToPhoneme
 from asr.g2p import train_g2p
 from asr.lexicon import PHONES, Lexicon, build_lexicon
 from asr.model import AcousticModel
 from asr.training.batches import NO_AUGMENT, Batch, BatchMaker, BatchPlan, TrainingSet
 from asr.training.cache import PLAIN, Shard, build, load_rooms
-from asr.training.manifest import Utterance, read_manifest
+from asr.training.export import PRIOR_BATCHES, export
+from asr.training.manifest import Utterance, read_corpora, read_manifest, read_table
+from asr.training.report import Reporter, plot_curves
 from asr.training.train import (
     CHECKPOINT,
     TrainConfig,
@@ -32,11 +36,18 @@ from asr.training.train import (
     greedy_errors,
     initialise_processes,
     model_config,
+    own_device,
+    read_checkpoint,
     read_config,
+    wait_for_all,
 )
-from asr.vocabulary import BpeVocabulary, CharacterVocabulary, PhoneVocabulary, Vocabulary
+from asr.vocabulary import BpeVocabulary, CharacterVocabulary, PhoneVocabulary, Vocabulary, vocabulary_from_dict
 
 log = logging.getLogger("asr.train")
+MODEL = "model"  # folder of the exported model within the run's
+SETTINGS = "run.json"  # what the run was started with
+STOPPED = 130  # exit status: 128 + SIGINT, as shells have it
+_HELD_OUT = 10  # every tenth noise is left for tests
 
 
 def main(
@@ -48,66 +59,112 @@ def main(
     init: str | None = None,
     device: str = "cpu",
 ) -> int:
-    """Train a model and write it to ``out/model``. Returns 0, or 130 when it was stopped early (resumable)."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    """Train a model and write it to ``out/model``. Returns 0, or 130 when it was stopped early (resumable).
+
+    Under torchrun every process calls this. Raises errors of :mod:`asr.errors` for whatever the user gave wrong.
+    """
     settings = read_config(config)
-    rank, world = initialise_processes()
+    device = own_device(device)
+    rank, world = initialise_processes(device)
+    logging.basicConfig(
+        level=logging.WARNING if rank else logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
+    )
     if world > 1 and device == "cpu":
         torch.set_num_threads(1)
-    if (out / CHECKPOINT).exists() and not resume:
-        raise UsageError(f"{out} holds a run already: give --resume to go on with it, or another --out")
-    if resume and not (out / CHECKPOINT).exists():
-        raise UsageError(f"{out} holds no checkpoint to resume from: leave --resume away")
-    out.mkdir(parents=True, exist_ok=True)
+    saved, init = _check_folder(out, resume, init)
     start = find_model(init) if init else None
+    if start:
+        settings = _like(settings, start)
     training = [u for d in data for u in read_manifest(d)]
-    testing = {Path(d).stem: read_manifest(d) for d in dev}
-    lexicon = _lexicon(settings, training, start, out, rank)
-    heads = _heads(settings, training, lexicon, start)
-    cache = Path(settings.cache) if settings.cache else out / "cache"
-    views = Views(settings, cache, rank, world)
+    testing = read_corpora(dev)
+    wait_for_all(world)  # nobody writes before all have looked
+    if rank == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        _write_settings(out, settings, data, dev, init, world)
+    lexicon = _lexicon(settings, training, start, out, rank, world, resume)
+    heads = _heads(settings, training, lexicon, start, saved)
+    views = Views(settings, Path(settings.cache) if settings.cache else out / "cache", rank, world)
     train_set = TrainingSet(views.of(training, augmented=True), heads)
     noises = views.of(read_sounds(Path(settings.noise)), augmented=False) if settings.noise else []
     dev_batches = _dev_batches(settings, testing, views, heads) if rank == 0 else {}
     model = _model(settings, heads, train_set, start)
     maker = BatchMaker(train_set, settings.augment, noises)
-    trainer = Trainer(settings, model, train_set, maker, out, _own_device(device, rank), rank, world)
+    trainer = Trainer(settings, model, train_set, maker, out, device, rank, world)
     if resume:
         trainer.load(out / CHECKPOINT)
+    log.info(
+        "%.2f million parameters, %d utterances (%d too short for their text), %d sounds, step %d of %d",
+        model.parameter_count / 1e6,
+        len(train_set),
+        train_set.too_short,
+        len(maker.noises),
+        trainer.step,
+        settings.optimizer.steps,
+    )
+    with stop_on_signal(world) as stop, Reporter(out, rank, settings.optimizer.steps, trainer.step) as report:
+        finished = trainer.run(report, lambda t: _evaluate(t, dev_batches) if dev_batches else {}, stop)
     if rank == 0:
-        log.info(
-            "%.2f million parameters, %d utterances (%d too short for their text), %d sounds, step %d of %d",
-            model.parameter_count / 1e6,
-            len(train_set),
-            train_set.too_short,
-            len(maker.noises),
-            trainer.step,
-            settings.optimizer.steps,
-        )
-    stopped = _stop_on_signal(world)
-    with Reporter(out, rank, settings.optimizer.steps) as report:
-        trainer.run(report, lambda t: _evaluate(t, dev_batches) if dev_batches else {}, stopped)
-    if rank == 0:
-        export(trainer, lexicon, out / "model", start)
+        if not finished:
+            log.info("stopped at step %d; the same command with --resume goes on", trainer.step)
+        export(trainer, lexicon, out / MODEL, start, PRIOR_BATCHES if finished else 2)
         plot_curves(out)
+    wait_for_all(world)
     if world > 1:
-        dist.barrier()
         dist.destroy_process_group()
-    return 0 if trainer.step >= settings.optimizer.steps else 130
+    return 0 if finished else STOPPED
+
+
+def _check_folder(out: Path, resume: bool, init: str | None) -> tuple[dict[str, Any] | None, str | None]:
+    """The checkpoint to resume, and the model that the run starts or was started from."""
+    there = (out / CHECKPOINT).exists()
+    if there and not resume:
+        raise UsageError(f"{out} holds a run already: give --resume to go on with it, or another --out")
+    if not resume:
+        return None, init
+    if not there:
+        raise UsageError(f"{out} holds no checkpoint to resume from: leave --resume away")
+    saved = read_checkpoint(out / CHECKPOINT)
+    try:
+        started = json.loads((out / SETTINGS).read_text(encoding="utf-8"))["init"]
+    except (OSError, ValueError, KeyError, TypeError):
+        started = None
+    return saved, init or started
+
+
+def _write_settings(
+    out: Path, settings: TrainConfig, data: Sequence[str], dev: Sequence[str], init: str | None, world: int
+) -> None:
+    values = {
+        "data": [str(d) for d in data],
+        "dev": [str(d) for d in dev],
+        "init": str(Path(init).resolve()) if init and Path(init).exists() else init,
+        "processes": world,
+        "config": to_dict(settings),
+    }
+    (out / SETTINGS).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def _like(settings: TrainConfig, start: ModelFolder) -> TrainConfig:
+    """``settings`` with the shape and features of the model to start from, where they do not name their own."""
+    if settings.features not in (FeatureConfig(), start.config.features):
+        raise UsageError("the model given by --init has other features: leave the [features] table away")
+    shape = {k: v for k, v in to_dict(start.config.model).items() if k not in ("heads", "mels")}
+    settings = dataclasses.replace(settings, features=start.config.features, model={**shape, **settings.model})
+    model_config(settings, {name: 2 for name in settings.heads})  # the two together must make sense
+    return settings
 
 
 def read_sounds(path: Path) -> list[Utterance]:
     """Sounds without speech from a table with columns audio, start_s, duration_s; every tenth is held out for tests."""
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-        sounds = [
-            Utterance(r.get("id") or str(i), path.parent / r["audio"], float(r["start_s"]), float(r["duration_s"]), "")
-            for i, r in enumerate(rows)
-        ]
-    except (OSError, KeyError, ValueError) as error:
-        raise ManifestError(f"cannot read the table of noises {path}: {error!r}") from None
-    return [s for i, s in enumerate(sounds) if i % 10]
+    sounds = []
+    for line, row in read_table(path, ("audio", "start_s", "duration_s")):
+        try:
+            start, duration = float(row["start_s"]), float(row["duration_s"])
+        except ValueError:
+            raise ManifestError(f"{path}, line {line}: start_s and duration_s must be numbers of seconds") from None
+        name = row.get("id") or f"{path.stem}-{line}"
+        sounds.append(Utterance(name, path.parent / row["audio"], start, duration, ""))
+    return [s for i, s in enumerate(sounds) if i % _HELD_OUT]
 
 
 class Views:
@@ -124,19 +181,43 @@ class Views:
         config = self.config
         views = config.views if augmented else PLAIN
         rooms = load_rooms(Path(config.rooms)) if config.rooms and augmented else []
-        shards: list[Shard] = []
+        workers = config.workers or _cores()
         if self.rank == 0:
-            shards = list(build(utterances, self.folder, config.features, views, rooms, processes=self.world))
-        if self.world > 1 and not alone:
-            dist.barrier()
-        return shards or list(build(utterances, self.folder, config.features, views, rooms))
+            shards = list(build(utterances, self.folder, config.features, views, rooms, workers))
+        if not alone:
+            wait_for_all(self.world)
+        if self.rank:
+            shards = list(build(utterances, self.folder, config.features, views, rooms))
+        return shards
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _lexicon(
-    config: TrainConfig, training: Sequence[Utterance], start: ModelFolder | None, out: Path, rank: int
-) -> Lexicon | None:
-    if "phones" not in config.heads:
-        return start.load_lexicon() if start else None
+    config: TrainConfig,
+    training: Sequence[Utterance],
+    start: ModelFolder | None,
+    out: Path,
+    rank: int,
+    world: int,
+    resume: bool,
+) -> Lexicon:
+    """The words that the model will know. It is kept in the run's folder: made by rank 0, read by all, also later."""
+    path, g2p = out / LEXICON, out / G2P
+    if rank == 0 and not (resume and path.is_file()):
+        lexicon = _new_lexicon(config, training, start)
+        g2p.unlink(missing_ok=True)
+        if lexicon.g2p is not None:
+            lexicon.g2p.save(g2p)
+        lexicon.save(path)
+    wait_for_all(world)
+    return Lexicon.load(path, GraphemeToPhoneme.load(g2p) if g2p.is_file() else None)
+
+
+def _new_lexicon(config: TrainConfig, training: Sequence[Utterance], start: ModelFolder | None) -> Lexicon:
     if not config.lexicon:
         return (start or find_model("en")).load_lexicon()
     path = Path(config.lexicon)
@@ -147,21 +228,31 @@ def _lexicon(
     g2p = train_g2p([(word, phones) for word, variants in known.items() for phones in variants])
     words = {w: None for u in training for w in u.text.split()}
     if config.words:
-        words.update((w, None) for w in Path(config.words).read_text(encoding="utf-8").split())
-    lexicon = build_lexicon(words, known, g2p)
-    if rank == 0:
-        g2p.save(out / G2P)
-    return lexicon.with_g2p(g2p)
+        try:
+            words.update((w, None) for w in Path(config.words).read_text(encoding="utf-8").split())
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"cannot read the word list {config.words}: {error}") from None
+    return build_lexicon(words, known, g2p)
 
 
 def _heads(
-    config: TrainConfig, training: Sequence[Utterance], lexicon: Lexicon | None, start: ModelFolder | None
+    config: TrainConfig,
+    training: Sequence[Utterance],
+    lexicon: Lexicon,
+    start: ModelFolder | None,
+    saved: dict[str, Any] | None,
 ) -> dict[str, Vocabulary]:
-    if start:
+    """The units of every head: of the checkpoint to resume, of the model to start from, or new ones."""
+    known: dict[str, Vocabulary] = {}
+    if saved:
+        known = {name: vocabulary_from_dict(v, lexicon) for name, v in saved["vocabularies"].items()}
+    elif start:
         known = start.load_vocabularies(lexicon)
+    if known:
         missing = [h for h in config.heads if h not in known]
         if missing:
-            raise UsageError(f"the model given by --init has no head '{missing[0]}': it has {', '.join(known)}")
+            source = "checkpoint" if saved else "model given by --init"
+            raise UsageError(f"the {source} has no head '{missing[0]}': it has {', '.join(known)}")
         return {name: known[name] for name in config.heads}
     makers: dict[str, Callable[[], Vocabulary]] = {
         "phones": lambda: PhoneVocabulary.of(PHONES, lexicon),
@@ -174,26 +265,20 @@ def _heads(
 def _model(
     config: TrainConfig, heads: dict[str, Vocabulary], data: TrainingSet, start: ModelFolder | None
 ) -> AcousticModel:
+    """New weights, or those of ``start`` (its heads that are not trained are dropped)."""
     torch.manual_seed(config.seed)
-    shape = model_config(config, {name: len(v) for name, v in heads.items()})
-    model = AcousticModel(shape)
+    model = AcousticModel(model_config(config, {name: len(v) for name, v in heads.items()}))
     if start is None:
         mean, deviation = data.statistics
         model.front_end.mean.copy_(torch.from_numpy(mean))
         model.front_end.deviation.copy_(torch.from_numpy(deviation))
         return model
-    if start.config.features != config.features:
-        raise UsageError("the model given by --init has other features: leave the [features] table away")
-    known = start.load_network().state_dict()
+    shape = {"heads": {}, "dropout": 0.0, "intermediate": 0}
+    if {**to_dict(model.config), **shape} != {**to_dict(start.config.model), **shape}:
+        raise UsageError(f"the model given by --init has another shape: leave the [model] table of {start.name} away")
     wanted = model.state_dict()
-    fitting = {k: v for k, v in known.items() if k in wanted and wanted[k].shape == v.shape}
-    lost = [k for k in wanted if k not in fitting and not k.startswith("intermediate")]
-    if lost:
-        raise UsageError(
-            f"the model given by --init has another shape ({lost[0]}): copy its 'model' table from "
-            f"{start.path / 'config.json'}"
-        )
-    model.load_state_dict({**wanted, **fitting})
+    known = {k: v for k, v in start.load_network().state_dict().items() if k in wanted}
+    model.load_state_dict({**wanted, **known})
     return model
 
 
@@ -217,158 +302,32 @@ def _evaluate(trainer: Trainer, dev: dict[str, list[Batch]]) -> dict[str, float]
     }
 
 
-def _own_device(device: str, rank: int) -> str:
-    if device != "cuda":
-        return device
-    torch.cuda.set_device(rank % torch.cuda.device_count())
-    return f"cuda:{torch.cuda.current_device()}"
+@contextmanager
+def stop_on_signal(world: int) -> Iterator[Callable[[], bool]]:
+    """Gives a function that says whether any process has been told to stop (SIGINT, SIGTERM), as long as it lasts.
 
-
-def _stop_on_signal(world: int) -> Callable[[], bool]:
-    """A function that says whether any process has been told to stop (SIGINT, SIGTERM)."""
+    A second signal interrupts at once.
+    """
     told = [0.0]
 
     def note(*_: Any) -> None:
+        if told[0]:
+            raise KeyboardInterrupt
         told[0] = 1.0
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, note)
 
     def stop() -> bool:
         if world == 1:
             return bool(told[0])
         flag = torch.tensor(told)
-        if torch.cuda.is_available():
-            flag = flag.cuda()
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag.item())
 
-    return stop
-
-
-def estimate_log_priors(trainer: Trainer, batches: int = 20) -> dict[str, Tensor]:
-    """Log of the mean posterior of every unit over some training batches without augmentation, per head."""
-    plan = BatchPlan(trainer.data, NO_AUGMENT, trainer.config.batch_seconds, trainer.config.seed, 0)
-    maker = BatchMaker(trainer.data, NO_AUGMENT)
-    trainer.model.eval()
-    sums: dict[str, Tensor] = {}
-    with torch.no_grad():
-        for i in range(min(batches, len(plan))):
-            batch = maker.make(plan.rows(i), np.random.default_rng(i))
-            out, steps, _ = trainer.model(batch.frames.to(trainer.device), batch.lengths.to(trainer.device))
-            for name, log_probs in out.items():
-                inside = torch.arange(log_probs.shape[1], device=trainer.device) < steps[:, None].to(trainer.device)
-                total = log_probs.exp()[inside].double().sum(0).cpu()
-                sums[name] = sums[name] + total if name in sums else total
-    return {name: (total / total.sum()).clamp_min(1e-8).log().float() for name, total in sums.items()}
-
-
-def export(trainer: Trainer, lexicon: Lexicon | None, folder: Path, start: ModelFolder | None = None) -> None:
-    """Write the averaged weights as a model folder."""
-    trainer.model.load_state_dict(trainer.average)
-    priors = estimate_log_priors(trainer)
-    folder.mkdir(parents=True, exist_ok=True)
-    (lexicon or Lexicon({})).save(folder / LEXICON)
-    files: dict[str, Path] = {}
-    if start and start.language_model:
-        files[LANGUAGE_MODEL] = start.language_model
-    if lexicon is not None and lexicon.g2p is not None:
-        lexicon.g2p.save(folder / G2P)
-    weights = {k: v for k, v in trainer.model.state_dict().items() if not k.startswith("intermediate")}
-    heads = trainer.config.heads
-    config = FolderConfig(
-        model=trainer.model.config,
-        features=trainer.config.features,
-        head=heads[0],
-        name=start.name if start else folder.name,
-    )
-    save_folder(folder, config, weights, trainer.data.heads, priors, files)
-
-
-class Reporter:
-    """Scalars of a run: TensorBoard, ``metrics.jsonl``, a progress bar on a terminal, a log line now and then."""
-
-    def __init__(self, out: Path, rank: int, steps: int) -> None:
-        self.out = out
-        self.rank = rank
-        self.steps = steps
-        self.logged = 0.0
-        self.board: Any = None
-        self.bar: Any = None
-
-    def __enter__(self) -> Reporter:
-        if self.rank:
-            return self
-        self.file = (self.out / "metrics.jsonl").open("a", encoding="utf-8")
-        try:
-            from torch.utils.tensorboard.writer import SummaryWriter
-
-            self.board = SummaryWriter(str(self.out / "tensorboard"))  # type: ignore[no-untyped-call]
-        except ImportError:
-            log.warning("no TensorBoard scalars: install the training extra (pip install 'asr[train]')")
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import Progress
-
-            self.bar = Progress(console=Console(stderr=True))
-            self.task = self.bar.add_task("training", total=self.steps)
-            self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.rank:
-            return
-        self.file.close()
-        if self.board:
-            self.board.close()
-        if self.bar:
-            self.bar.stop()
-
-    def __call__(self, step: int, scalars: dict[str, float]) -> None:
-        """Report the scalars of a step."""
-        if self.rank or not scalars:
-            return
-        self.file.write(json.dumps({"step": step, **scalars}) + "\n")
-        self.file.flush()
-        if self.board:
-            for name, value in scalars.items():
-                self.board.add_scalar(name, value, step)
-        if self.bar:
-            self.bar.update(self.task, completed=step, description=f"loss {scalars.get('loss', float('nan')):.3f}")
-        if time.monotonic() - self.logged > 30 or "loss" not in scalars:
-            self.logged = time.monotonic()
-            log.info("step %d/%d %s", step, self.steps, " ".join(f"{k}={v:.4g}" for k, v in scalars.items()))
-
-
-def plot_curves(out: Path) -> Path | None:
-    """Loss and dev error of a run as ``curves.png``; None without matplotlib or without steps."""
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        import matplotlib
-    except ImportError:
-        log.warning("no plot of the curves: install the training extra (pip install 'asr[train]')")
-        return None
-    matplotlib.use("agg")
-    from matplotlib import pyplot
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    losses = [r for r in rows if "loss" in r]
-    tests = [r for r in rows if any("/" in k for k in r)]
-    if not losses:
-        return None
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
-    for name in [k for k in losses[0] if k in ("loss", "phones", "characters", "bpe", "intermediate")]:
-        values = np.array([r.get(name, np.nan) for r in losses])
-        width = max(1, len(values) // 100)
-        smooth = np.convolve(values, np.ones(width) / width, mode="valid")
-        left.plot([r["step"] for r in losses][width - 1 :], smooth, label=name)
-    left.set(xlabel="step", ylabel="CTC loss, nats per unit", yscale="log")
-    left.legend()
-    for name in sorted({k for r in tests for k in r if "/" in k}):
-        points = [(r["step"], 100 * r[name]) for r in tests if name in r]
-        right.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name.removesuffix("_error"))
-    right.set(xlabel="step", ylabel="greedy unit error, %")
-    if tests:
-        right.legend(fontsize=7)
-    figure.savefig(out / "curves.png", dpi=110)
-    pyplot.close(figure)
-    return out / "curves.png"
+
+__all__ = ["MODEL", "SETTINGS", "main", "read_sounds", "stop_on_signal"]
