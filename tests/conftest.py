@@ -1,0 +1,31 @@
+"""Shared fixtures: a recogniser small enough for every test, and the test clips of real size."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+CLIPS = Path(__file__).parent / "clips"
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model folder on disk; copy it before changing it."""
+    from tiny_model import tiny_folder
+
+    return tiny_folder(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_path: Path):  # type: ignore[no-untyped-def]
+    """The recogniser of that folder."""
+    from asr import Recognizer
+
+    return Recognizer.load(tiny_path, threads=1)
+
+
+@pytest.fixture(scope="session")
+def clips() -> dict[Path, str]:
+    """Synthesised speech (16 kHz mono) and what is said."""
+    with (CLIPS / "clips.tsv").open(encoding="utf-8", newline="") as file:
+        return {CLIPS / row["audio"]: row["text"] for row in csv.DictReader(file, delimiter="\t")}
