@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,25 +20,42 @@ def advance(model: AcousticModel, rows: Sequence[tuple[Tensor, State]], head: st
     ``head`` (steps, units) and the new state. A row's numbers do not depend on the others beyond rounding.
     """
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    out: dict[int, tuple[Tensor, State]] = {}
     for i, (frames, state) in enumerate(rows):
-        groups[(frames.shape[0], *state.phase)].append(i)
-    out: list[tuple[Tensor, State] | None] = [None] * len(rows)
+        if frames.shape[0]:
+            groups[(frames.shape[0], *state.phase)].append(i)
+        else:  # less than a frame of audio came: nothing to compute
+            out[i] = frames.new_zeros(0, model.config.heads[head]), state
     with torch.inference_mode(), _kernels():
         for members in groups.values():
-            state = State.stack([rows[i][1] for i in members]) if len(members) > 1 else rows[members[0]][1]
+            alone = len(members) == 1
+            state = rows[members[0]][1] if alone else State.stack([rows[i][1] for i in members])
             emissions, state = model.step(torch.stack([rows[i][0] for i in members]), state)
-            states = state.split() if len(members) > 1 else [state]
+            states = [state] if alone else state.split()
             for i, emission, new in zip(members, emissions[head], states, strict=True):
-                out[i] = (emission, new)
-    return [row for row in out if row is not None]
+                out[i] = emission, new
+    return [out[i] for i in range(len(rows))]
 
 
-def end(model: AcousticModel, state: State, head: str) -> Tensor:
-    """What one stream still gives when nothing follows: (steps, units) log-probabilities of ``head``."""
+def end(model: AcousticModel, states: Sequence[State], head: str) -> list[Tensor]:
+    """What streams still give when nothing follows: for each, (steps, units) log-probabilities of ``head``."""
+    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for i, state in enumerate(states):
+        groups[state.phase].append(i)
+    out: dict[int, Tensor] = {}
     with torch.inference_mode(), _kernels():
-        return model.end(state)[head][0]
+        for members in groups.values():
+            emissions = model.end(State.stack([states[i] for i in members]))[head]
+            out.update(zip(members, emissions, strict=True))
+    return [out[i] for i in range(len(states))]
 
 
-def _kernels() -> AbstractContextManager[None]:
+@contextmanager
+def _kernels() -> Iterator[None]:
     """oneDNN's LSTM packs its weights anew at every call: for short steps torch's own is several times faster."""
-    return torch.backends.mkldnn.flags(enabled=False)  # type: ignore[no-any-return, no-untyped-call]
+    flags: Any = torch.backends.mkldnn  # its own context manager warns on most machines, about flags not used here
+    before, flags.enabled = flags.enabled, False
+    try:
+        yield
+    finally:
+        flags.enabled = before

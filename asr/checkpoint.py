@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -26,15 +26,16 @@ from typing import TYPE_CHECKING, Any
 from asr.config import from_dict, to_dict
 from asr.decoding.endpoint import EndpointConfig
 from asr.decoding.search_config import SearchConfig
-from asr.errors import AsrError, ConfigError, LexiconError, ModelError
-from asr.features import FeatureConfig
+from asr.errors import ConfigError, LexiconError, ModelError
 from asr.lexicon import Lexicon
-from asr.model import AcousticModel, ModelConfig
+from asr.model_config import FeatureConfig, ModelConfig
 from asr.vocabulary import Vocabulary, vocabulary_from_dict
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
+
+    from asr.model import AcousticModel
 
 FORMAT = 1
 CONFIG, WEIGHTS, UNITS, LEXICON, G2P, LANGUAGE_MODEL = (
@@ -79,7 +80,7 @@ class ModelFolder:
             if _digest(path / name) != digest:
                 raise ModelError(
                     f"{path / name} is corrupt or of another version (its SHA-256 differs from "
-                    f"{CONFIG}): restore the folder, for a clone with 'git checkout -- {path.name}'"
+                    f"{CONFIG}): restore the folder, for a clone with 'git checkout -- {path}'"
                 )
 
     @property
@@ -88,19 +89,29 @@ class ModelFolder:
         return self.config.name or self.path.name
 
     @property
+    def fingerprint(self) -> str:
+        """What tells the weights of this model from those of any other; a stream's state belongs to one."""
+        return self.config.files[WEIGHTS][:16]
+
+    @property
     def language_model(self) -> Path | None:
         """The n-gram language model, where there is one."""
         return self.path / LANGUAGE_MODEL if LANGUAGE_MODEL in self.config.files else None
 
     def load_network(self, device: str = "cpu") -> AcousticModel:
-        """The acoustic model in float32, ready for inference."""
+        """The acoustic model in float32, ready for inference: without the head that only training uses."""
+        import dataclasses
+
         import torch
 
+        from asr.model import AcousticModel
+
         with torch.device("meta"):  # no time is lost on initial weights
-            model = AcousticModel(self.config.model)
-        weights = {k: v.float() for k, v in self._weights().items() if not k.startswith(_PRIORS)}
+            model = AcousticModel(dataclasses.replace(self.config.model, intermediate=0))
+        weights = self._tensors(lambda name: not name.startswith((_PRIORS, "intermediate.")))
         try:
-            model.load_state_dict(weights, assign=True)
+            # Copies: tensors of the mapped file would change with it.
+            model.load_state_dict({k: v.to(torch.float32, copy=True) for k, v in weights.items()}, assign=True)
         except RuntimeError as error:
             detail = str(error).splitlines()[-1].strip()
             raise ModelError(f"{self.path / WEIGHTS} does not fit {CONFIG}: {detail}") from None
@@ -108,8 +119,12 @@ class ModelFolder:
 
     def load_log_priors(self, head: str) -> np.ndarray | None:
         """(units,) log priors of a head, or None when the folder has none."""
-        priors = self._weights().get(_PRIORS + head)
-        return None if priors is None else priors.float().numpy()
+        priors = self._tensors(lambda name: name == _PRIORS + head).get(_PRIORS + head)
+        if priors is None:
+            return None
+        if tuple(priors.shape) != (self.config.model.heads[head],):
+            raise ModelError(f"{self.path / WEIGHTS} does not fit {CONFIG}: {tuple(priors.shape)} priors of '{head}'")
+        return priors.float().numpy()
 
     def load_vocabularies(self, lexicon: Lexicon | None = None) -> dict[str, Vocabulary]:
         """The units of every head."""
@@ -135,16 +150,15 @@ class ModelFolder:
             raise ModelError(f"{self.path}: {error}") from None
         return lexicon
 
-    def _weights(self) -> dict[str, Tensor]:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+    def _tensors(self, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
+        from safetensors import SafetensorError, safe_open
 
-        if not hasattr(self, "_loaded"):
-            try:
-                self._loaded = load_file(self.path / WEIGHTS)
-            except (OSError, SafetensorError, ValueError) as error:
-                raise ModelError(f"{self.path / WEIGHTS} cannot be read: {error}") from None
-        return self._loaded
+        try:
+            with safe_open(self.path / WEIGHTS, framework="pt") as file:
+                names = file.keys()
+                return {name: file.get_tensor(name) for name in names if wanted(name)}
+        except (OSError, SafetensorError, ValueError) as error:
+            raise ModelError(f"{self.path / WEIGHTS} cannot be read: {' '.join(str(error).split())}") from None
 
 
 def models_folder() -> Path:
@@ -167,18 +181,24 @@ def find_model(model: str | PathLike[str]) -> ModelFolder:
 
 
 def read_config(path: Path) -> FolderConfig:
-    """Read ``config.json`` of a model folder. Raises ModelError."""
+    """Read ``config.json`` of a model folder; needs no torch. Raises ModelError."""
+    file = path / CONFIG
     try:
-        values = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-        config = from_dict(FolderConfig, values)
+        values = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ModelError(f"cannot read {path / CONFIG}: {error.strerror}") from None
-    except (ValueError, ConfigError) as error:
-        raise ModelError(f"{path / CONFIG} is corrupt: {error}") from None
-    if config.format != FORMAT:
-        raise ModelError(f"{path} has format {config.format}, this version reads {FORMAT}: update the package")
+        raise ModelError(f"cannot read {file}: {error.strerror}") from None
+    except ValueError as error:
+        raise ModelError(f"{file} is corrupt: {error}") from None
+    if isinstance(values, dict) and values.get("format", FORMAT) != FORMAT:  # its keys may be others
+        raise ModelError(f"{path} has format {values['format']!r}, this version reads {FORMAT}: update the package")
+    try:
+        config = from_dict(FolderConfig, values)
+    except ConfigError as error:
+        raise ModelError(f"{file} is invalid: {error}") from None
     if config.head not in config.model.heads:
-        raise ModelError(f"{path / CONFIG}: head '{config.head}' is none of {', '.join(config.model.heads)}")
+        raise ModelError(f"{file}: head '{config.head}' is none of {', '.join(config.model.heads)}")
+    if config.features.mels != config.model.mels:
+        raise ModelError(f"{file}: features.mels is {config.features.mels}, but model.mels is {config.model.mels}")
     return config
 
 
@@ -226,15 +246,3 @@ def _digest(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ModelError(f"the model folder lacks {path.name} ({path}: {error.strerror})") from None
-
-
-__all__ = [
-    "AsrError",
-    "FolderConfig",
-    "ModelFolder",
-    "find_model",
-    "models_folder",
-    "read_config",
-    "save_folder",
-    "update_config",
-]

@@ -13,39 +13,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from asr.config import require
+from asr.audio.resample import SAMPLE_RATE
 from asr.errors import StateError
+from asr.model_config import FRAME_MS, HOP, FeatureConfig
 
-FRAME_MS = 20
-SAMPLE_RATE = 16_000
-HOP = SAMPLE_RATE * FRAME_MS // 1000
-
-
-@dataclass(frozen=True)
-class FeatureConfig:
-    """Log-mel front end. ``window_ms`` of signal are looked at every ``FRAME_MS``; ``floor`` is added to mel power."""
-
-    mels: int = 80
-    window_ms: int = 32
-    low_hz: float = 20.0
-    high_hz: float = 7800.0
-    floor: float = 1e-6
-
-    def __post_init__(self) -> None:
-        require(8 <= self.mels <= 128, f"features.mels must be 8 to 128, got {self.mels}")
-        require(FRAME_MS <= self.window_ms <= 64, f"features.window_ms must be {FRAME_MS} to 64, got {self.window_ms}")
-        require(0 <= self.low_hz < self.high_hz <= SAMPLE_RATE / 2, "features: need 0 <= low_hz < high_hz <= 8000")
-        require(self.floor > 0, "features.floor must be positive")
-
-    @property
-    def window(self) -> int:
-        """Window length in samples."""
-        return SAMPLE_RATE * self.window_ms // 1000
-
-    @property
-    def history(self) -> int:
-        """Samples before a frame's own 20 ms that its window reaches back to."""
-        return self.window - HOP
+__all__ = ["FRAME_MS", "HOP", "SAMPLE_RATE", "FeatureConfig", "FeatureState", "LogMel"]
 
 
 @dataclass
@@ -72,6 +44,10 @@ class FeatureState:
     def rows(self, start: int, stop: int) -> FeatureState:
         """A copy of rows ``start`` to ``stop``."""
         return FeatureState(self.samples[start:stop].clone())
+
+    def clone(self) -> FeatureState:
+        """A copy that shares nothing."""
+        return FeatureState(self.samples.clone())
 
 
 class LogMel:

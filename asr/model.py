@@ -7,87 +7,33 @@ explicit :class:`State`; offline is *defined* as ``begin`` + one ``step`` with e
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from asr.config import require
 from asr.errors import ModelError, StateError
-from asr.features import FRAME_MS
+from asr.model_config import FRAMES_PER_STEP, STEP_MS, ModelConfig
 
-FRAMES_PER_STEP = 2
-STEP_MS = FRAME_MS * FRAMES_PER_STEP
+__all__ = [
+    "FRAMES_PER_STEP",
+    "FRONT_END_HISTORY",
+    "STEP_MS",
+    "AcousticModel",
+    "FrontEnd",
+    "LockedDropout",
+    "LookAhead",
+    "ModelConfig",
+    "RecurrentLayer",
+    "State",
+]
+
 _KERNEL = 3  # of both convolutions, in time and frequency
 # Frames before a step's own two that its output depends on: conv 1 looks back 2, conv 2 (stride 2) one frame more.
 FRONT_END_HISTORY = 2 * (_KERNEL - 1) + 1 - FRAMES_PER_STEP
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Shape of an :class:`AcousticModel`.
-
-    ``heads`` maps a head's name to its number of units (blank included). ``lookahead`` has one entry per recurrent
-    layer: how many future steps the look-ahead layer after it sees (0: none). ``lookahead_stride``: distance of its
-    taps in steps. ``intermediate`` is the recurrent layer (from 1) after which a training-only copy of the first head
-    sits; 0 means none.
-    """
-
-    heads: dict[str, int]
-    mels: int = 80
-    channels: int = 32
-    hidden: int = 448
-    layers: int = 4
-    cell: Literal["lstm", "gru", "rnn"] = "lstm"
-    bidirectional: bool = False
-    lookahead: tuple[int, ...] = (0, 4, 0, 4)
-    lookahead_stride: int = 2
-    intermediate: int = 0
-    dropout: float = 0.2
-
-    def __post_init__(self) -> None:
-        require(len(self.heads) > 0, "model.heads needs at least one head")
-        require(all(n >= 2 for n in self.heads.values()), "model.heads: every head needs at least two units")
-        require(self.mels % 4 == 0, f"model.mels must be a multiple of 4, got {self.mels}")
-        require(1 <= self.layers <= 12, f"model.layers must be 1 to 12, got {self.layers}")
-        require(self.hidden > 0 and self.channels > 0, "model.hidden and model.channels must be positive")
-        require(
-            len(self.lookahead) == self.layers,
-            f"model.lookahead needs one entry per layer ({self.layers}), got {len(self.lookahead)}",
-        )
-        require(self.lookahead_stride >= 1, "model.lookahead_stride must be at least 1")
-        require(
-            all(n >= 0 and n % self.lookahead_stride == 0 for n in self.lookahead),
-            f"model.lookahead entries must be multiples of model.lookahead_stride ({self.lookahead_stride})",
-        )
-        require(0 <= self.intermediate < max(2, self.layers), "model.intermediate must be 0 or a layer below the last")
-        require(0 <= self.dropout < 1, f"model.dropout must be 0 to 1, got {self.dropout}")
-        require(not self.bidirectional or self.hidden % 2 == 0, "model.hidden must be even when bidirectional")
-
-    @property
-    def lookahead_steps(self) -> int:
-        """Future steps that an output depends on, over all layers."""
-        return sum(self.lookahead)
-
-    @property
-    def lookahead_ms(self) -> int:
-        """Future audio in ms beyond a step's own that its output depends on."""
-        return self.lookahead_steps * STEP_MS
-
-    @property
-    def algorithmic_latency_ms(self) -> int:
-        """Longest wait, in ms of audio, from a sample until the output of its step can be computed."""
-        return STEP_MS + self.lookahead_ms
-
-    @property
-    def has_cell_state(self) -> bool:
-        """Whether the recurrent cell carries a second state tensor."""
-        return self.cell == "lstm"
 
 
 @dataclass
@@ -161,17 +107,20 @@ class State:
         from safetensors.torch import save
 
         tensors = {k: t.detach().cpu().contiguous() for k, t in self._tensors().items()}
-        return save(tensors, {"format": "asr-state-1", "waiting": json.dumps(len(self.waiting))})
+        return save(tensors, {"format": "asr-state-1"})
 
     @staticmethod
     def from_bytes(data: bytes) -> State:
-        """Read what :meth:`to_bytes` wrote. Raises StateError for anything else."""
+        """Read what :meth:`to_bytes` wrote. Raises StateError for anything else.
+
+        Whether the state fits a model is for :meth:`AcousticModel.check_state` to say.
+        """
         from safetensors.torch import load
 
         try:
             tensors = load(data)
             count = sum(name.startswith("waiting.") for name in tensors)
-            state = State(
+            return State(
                 tensors["context"],
                 tensors["pending"],
                 tensors["hidden"],
@@ -179,8 +128,7 @@ class State:
                 tuple(tensors[f"waiting.{i}"] for i in range(count)),
             )
         except Exception as error:  # safetensors raises its own class, KeyError comes from a foreign file
-            raise StateError(f"not a serialised recogniser state ({error})") from None
-        return state
+            raise StateError(f"not a serialised state of a network ({_one_line(error)})") from None
 
     def _tensors(self) -> dict[str, Tensor]:
         named = {"context": self.context, "pending": self.pending, "hidden": self.hidden, "cell": self.cell}
@@ -304,7 +252,7 @@ class LookAhead(nn.Module):
         ready = max(0, x.shape[1] - self.future)
         if ready == 0:
             return x[:, :0], x
-        return self._combine(x[:, :ready], self.norm(x)), x[:, ready:]
+        return self._combine(x[:, :ready], self.norm(x)), x[:, ready:].clone()  # a view would keep all of x alive
 
     def _combine(self, x: Tensor, z: Tensor) -> Tensor:
         count = x.shape[1]
@@ -345,6 +293,31 @@ class AcousticModel(nn.Module):
             waiting=tuple(new(batch, 0, c.hidden) for _ in self.look_ahead),
         )
 
+    def check_state(self, state: State) -> None:
+        """Raise StateError unless ``state`` can be one of this model; for states that come from outside."""
+        c = self.config
+        futures = [ahead.future for ahead in self.look_ahead.values() if isinstance(ahead, LookAhead)]
+        if len(state.waiting) != len(futures):
+            raise StateError(f"the state has {len(state.waiting)} look-ahead layers, this model has {len(futures)}")
+        rows = state.context.shape[0] if state.context.dim() else 0
+        shapes = {
+            "context": (rows, FRONT_END_HISTORY, c.mels),
+            "pending": (rows, FRAMES_PER_STEP - 1, c.mels),
+            "hidden": (c.layers, rows, c.hidden),
+            "cell": (c.layers, rows, c.hidden if c.has_cell_state else 0),
+        }
+        shapes.update({f"waiting.{i}": (rows, future, c.hidden) for i, future in enumerate(futures)})
+        fills = ("pending", *(f"waiting.{i}" for i in range(len(futures))))  # these hold that many steps or fewer
+        dtype = self.front_end.mean.dtype
+        for name, tensor in state._tensors().items():
+            here, there = shapes[name], tuple(tensor.shape)
+            if name in fills and len(there) == 3:
+                here = (here[0], min(here[1], there[1]), here[2])
+            if there != here:
+                raise StateError(f"the state is of another model: its {name} has shape {there}, here it is {here}")
+            if tensor.dtype != dtype or not bool(torch.isfinite(tensor).all()):
+                raise StateError(f"the state is broken: its {name} does not hold finite numbers of type {dtype}")
+
     def step(self, frames: Tensor, state: State) -> tuple[dict[str, Tensor], State]:
         """``frames``: (batch, any, mels) log-mel. Returns log-probabilities per head and the new state."""
         x, state = self.step_hidden(frames, state)
@@ -381,8 +354,8 @@ class AcousticModel(nn.Module):
             x = self.front_end(joined[:, : FRONT_END_HISTORY + used])
         else:
             x = joined.new_zeros(batch, 0, self.config.hidden)
-        context = joined[:, used : used + FRONT_END_HISTORY]
-        pending = joined[:, used + FRONT_END_HISTORY :]
+        context = joined[:, used : used + FRONT_END_HISTORY].clone()  # views would keep all of the chunk alive
+        pending = joined[:, used + FRONT_END_HISTORY :].clone()
         hidden, cell, waiting = list(state.hidden), list(state.cell), []
         held = iter(state.waiting)
         for i, layer in enumerate(self.recurrent):
@@ -451,6 +424,5 @@ class AcousticModel(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
 
-def replace(config: ModelConfig, **changes: object) -> ModelConfig:
-    """A copy of ``config`` with some fields changed."""
-    return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

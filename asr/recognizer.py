@@ -5,10 +5,7 @@ Offline is the same path: a file is a stream that is fed in long chunks, and man
 
 from __future__ import annotations
 
-import io
-import json
-import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import IO, Any
@@ -19,103 +16,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from asr import batching
-from asr.audio import ResamplerState, read_media, resampler
-from asr.checkpoint import ModelFolder, find_model
+from asr.audio import read_media, resampler
+from asr.checkpoint import LEXICON, UNITS, ModelFolder, find_model
 from asr.decoding.endpoint import EndpointConfig, Endpointer, EndpointState
-from asr.decoding.lexicon_search import Hypothesis, LexiconSearch, SearchState
+from asr.decoding.lexicon_search import Hypothesis, LexiconSearch
 from asr.decoding.search_config import SearchConfig
-from asr.errors import AsrError, AudioError, StateError, UsageError
-from asr.features import SAMPLE_RATE, FeatureState, LogMel
-from asr.model import STEP_MS, AcousticModel, State
+from asr.errors import AsrError, AudioError, LexiconError, ModelError, StateError, UsageError
+from asr.features import LogMel
+from asr.model import AcousticModel
+from asr.model_config import HOP, SAMPLE_RATE, STEP_MS
 from asr.results import Partial, Result, Segment, Transcript, Word
+from asr.stream_state import StreamState
+
+__all__ = ["Recognizer", "Source", "Stream", "StreamState", "as_samples", "feed_many", "finish_many"]
 
 Source = str | PathLike[str] | IO[bytes] | NDArray[Any]
 CHUNK_S = 2.0  # of a file per network step: bounds memory, long enough that the cost of a step is spread
-_LENGTH = struct.Struct("<I")
-
-
-@dataclass
-class StreamState:
-    """Everything a session remembers; :meth:`to_bytes` moves it to another process or machine."""
-
-    resampler: ResamplerState | None
-    features: FeatureState
-    network: State
-    endpoint: EndpointState
-    search: SearchState
-    samples_in: int = 0  # of the client's own rate
-    steps: int = 0  # emissions so far
-    segment: int = 0
-    segment_start: int = 0  # step at which the open segment began
-    finished: bool = False
-
-    def clone(self) -> StreamState:
-        """A copy that shares nothing that changes."""
-        return StreamState(
-            self.resampler,
-            FeatureState(self.features.samples.clone()),
-            self.network.clone(),
-            EndpointState(self.endpoint.age, self.endpoint.quiet),
-            self.search.clone(),
-            self.samples_in,
-            self.steps,
-            self.segment,
-            self.segment_start,
-            self.finished,
-        )
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes (of what is serialised)."""
-        held = sum(e.nbytes for e in self.search.emissions)
-        resampling = self.resampler.nbytes if self.resampler else 0
-        return resampling + self.features.nbytes + self.network.nbytes + held
-
-    def to_bytes(self) -> bytes:
-        """Serialise; :meth:`from_bytes` is the inverse."""
-        held = np.concatenate(self.search.emissions) if self.search.emissions else np.zeros((0, 1), np.float32)
-        meta = {
-            "endpoint": [self.endpoint.age, self.endpoint.quiet],
-            "samples_in": self.samples_in,
-            "steps": self.steps,
-            "segment": self.segment,
-            "segment_start": self.segment_start,
-            "finished": self.finished,
-            "emissions": held.shape,
-            "resampler": self.resampler is not None,
-        }
-        parts = [
-            json.dumps(meta).encode(),
-            self.resampler.to_bytes() if self.resampler else b"",
-            self.features.samples.numpy().tobytes(),
-            self.network.to_bytes(),
-            held.tobytes(),
-        ]
-        return b"".join(_LENGTH.pack(len(p)) + p for p in parts)
-
-    @staticmethod
-    def from_bytes(data: bytes) -> StreamState:
-        """Read what :meth:`to_bytes` wrote. Raises StateError for anything else."""
-        try:
-            file = io.BytesIO(data)
-            parts = [file.read(_LENGTH.unpack(file.read(_LENGTH.size))[0]) for _ in range(5)]
-            meta = json.loads(parts[0])
-            held = np.frombuffer(parts[4], np.float32).reshape(meta["emissions"])
-            features = torch.frombuffer(bytearray(parts[2]), dtype=torch.float32)[None]
-            return StreamState(
-                ResamplerState.from_bytes(parts[1]) if meta["resampler"] else None,
-                FeatureState(features),
-                State.from_bytes(parts[3]),
-                EndpointState(*meta["endpoint"]),
-                SearchState([held] if len(held) else [], len(held)),
-                meta["samples_in"],
-                meta["steps"],
-                meta["segment"],
-                meta["segment_start"],
-                meta["finished"],
-            )
-        except (struct.error, ValueError, KeyError, TypeError) as error:
-            raise StateError(f"not a serialised stream ({error})") from None
 
 
 class Recognizer:
@@ -134,14 +50,16 @@ class Recognizer:
         self.features = LogMel(folder.config.features, device)
         self.head = folder.config.head
         self.vocabularies = folder.load_vocabularies()
-        config = search or folder.config.search
-        self.search = LexiconSearch(
-            self.vocabularies[self.head],
-            folder.load_lexicon(),
-            folder.language_model,
-            config,
-            folder.load_log_priors(self.head),
-        )
+        try:
+            self.search = LexiconSearch(
+                self.vocabularies[self.head],
+                folder.load_lexicon(),
+                folder.language_model,
+                search or folder.config.search,
+                folder.load_log_priors(self.head),
+            )
+        except LexiconError as error:
+            raise ModelError(f"{folder.path / LEXICON} does not fit {UNITS}: {error}") from None
         self.endpointer = Endpointer(endpoint or folder.config.endpoint)
 
     @classmethod
@@ -160,12 +78,7 @@ class Recognizer:
         """
         if threads is not None:
             torch.set_num_threads(threads)
-        try:
-            torch.device(device)
-            if device.startswith("cuda") and not torch.cuda.is_available():
-                raise UsageError(f"device '{device}' is not available here: use --device cpu")
-        except RuntimeError:
-            raise UsageError(f"unknown device '{device}': use cpu or cuda") from None
+        _check_device(device)
         return cls(find_model(model), device, search, endpoint)
 
     @property
@@ -175,17 +88,44 @@ class Recognizer:
 
     @property
     def algorithmic_latency_ms(self) -> int:
-        """Longest wait, in ms of audio, from a sample to the output that contains it."""
+        """Longest wait, in ms of audio, from a sample at 16 kHz to the output that contains it. Resampling from other
+        rates adds :attr:`asr.audio.Resampler.latency_s`, 9 ms at most."""
         return self.model.config.algorithmic_latency_ms
 
-    def stream(self, sample_rate: int = SAMPLE_RATE, partials: bool = True, state: StreamState | None = None) -> Stream:
-        """A new session, or one that goes on from ``state``. Raises AudioError for a rate outside 8 to 48 kHz."""
-        return Stream(self, sample_rate, partials, state)
+    def stream(self, sample_rate: int | None = None, partials: bool = True, state: StreamState | None = None) -> Stream:
+        """A new session at ``sample_rate`` (Hz; 16000 by default), or one that goes on from a copy of ``state`` at its
+        own rate. ``partials``: whether :meth:`Stream.feed` gives partial results, too.
+
+        Raises AudioError for a rate outside 8 to 48 kHz, StateError for a state of another model or rate.
+        """
+        if state is not None:
+            self._check_state(state, sample_rate)
+            return Stream(self, state.sample_rate, partials, state.to(self.device))
+        return Stream(self, SAMPLE_RATE if sample_rate is None else sample_rate, partials)
+
+    def _check_state(self, state: StreamState, sample_rate: int | None) -> None:
+        """States may come from outside: every part is compared with what this recogniser would have made."""
+        if sample_rate is not None and sample_rate != state.sample_rate:
+            raise StateError(f"the state is of a stream of {state.sample_rate} Hz, not of {sample_rate} Hz")
+        if state.model != self.folder.fingerprint:
+            raise StateError(f"the state is of another model than '{self.folder.name}' as it is here: use its own")
+        self.model.check_state(state.network)
+        history = self.features.config.history
+        samples = state.features.samples
+        if len(state.network) != 1 or len(samples) != 1 or not history <= samples.shape[1] < history + HOP:
+            raise StateError("the state is broken: it does not hold the audio of one stream")
+        if any(e.ndim != 2 or e.shape[1] != len(self.search.vocabulary) for e in state.search.emissions):
+            raise StateError(f"the state is of another model: this one has {len(self.search.vocabulary)} units")
+        if state.sample_rate != SAMPLE_RATE:
+            if state.resampler is None:
+                raise StateError("the state is broken: it lacks the resampler's")
+            resampler(state.sample_rate).finish(state.resampler)  # raises StateError for one of other rates
 
     def transcribe(self, source: Source, sample_rate: int | None = None, channel: int | None = None) -> Transcript:
         """A file (path or binary file object) or samples (float, mono, in [-1, 1]; or int16) as a transcript.
 
-        ``sample_rate`` is needed for samples only. Raises AudioError when the audio cannot be read.
+        ``sample_rate`` is needed for samples only. Raises AudioError when the audio cannot be read; of a file that is
+        damaged, all that is there becomes text, and ``metadata["warning"]`` of the result says what is wrong with it.
         """
         result = self.transcribe_many([source], sample_rate=sample_rate, channel=channel)[0]
         if isinstance(result, AsrError):
@@ -203,8 +143,9 @@ class Recognizer:
     ) -> list[Transcript | AsrError]:
         """Transcribe many sources, up to ``batch_size`` together in one network step; each is read in chunks.
 
-        A source that fails gives its error in the result and the others go on. ``on_done`` gets (number, result) as
-        each ends, ``on_progress`` (number, seconds decoded).
+        A source that fails gives its error in the result and the others go on. One that turns out to be damaged keeps
+        what could be read of it, and ``Transcript.metadata["warning"]`` says so in a line. ``on_done`` gets (number,
+        result) as each ends, ``on_progress`` (number, seconds decoded).
         """
         waiting = iter(enumerate(sources))
         running: list[_Job] = []
@@ -218,44 +159,44 @@ class Recognizer:
         while True:
             while len(running) < batch_size and (following := next(waiting, None)) is not None:
                 number, source = following
-                stream = self.stream(partials=False)
-                running.append(_Job(number, source, stream, self._chunks(source, sample_rate, channel)))
+                try:
+                    running.append(self._job(number, source, sample_rate, channel))
+                except AsrError as error:
+                    done(number, error)
             if not running:
                 return [results[i] for i in sorted(results)]
-            pieces = []
+            fed: list[tuple[_Job, NDArray[np.float32]]] = []
+            ended: list[_Job] = []
             for job in list(running):
                 try:
                     piece = next(job.chunks, None)
-                    if piece is None:
-                        job.results.extend(job.stream.finish())
-                        done(job.number, job.transcript(str(self.folder.name)))
-                        running.remove(job)
-                    else:
-                        pieces.append((job, piece))
                 except AsrError as error:
-                    done(job.number, error)
                     running.remove(job)
-            for (job, _), new in zip(pieces, feed_many([(j.stream, p) for j, p in pieces]), strict=True):
+                    done(job.number, error)
+                    continue
+                if piece is None:
+                    running.remove(job)
+                    ended.append(job)
+                else:
+                    fed.append((job, piece))
+            for (job, _), new in zip(fed, feed_many([(j.stream, p) for j, p in fed]), strict=True):
                 job.results.extend(new)
                 if on_progress:
                     on_progress(job.number, job.stream.duration)
+            for job, last in zip(ended, finish_many([j.stream for j in ended]), strict=True):
+                job.results.extend(last)
+                done(job.number, job.transcript(self.folder.name))
 
-    def _chunks(self, source: Source, sample_rate: int | None, channel: int | None) -> Iterator[NDArray[np.float32]]:
-        size = int(CHUNK_S * SAMPLE_RATE)
-        if isinstance(source, np.ndarray):
-            if sample_rate is None:
-                raise UsageError("samples need their sample_rate: transcribe(samples, sample_rate=...)")
-            samples = as_samples(source)
-            if sample_rate != SAMPLE_RATE:
-                converter = resampler(sample_rate)
-                head, state = converter.step(samples, converter.begin())
-                samples = np.concatenate([head, converter.finish(state)])
-            yield from (samples[i : i + size] for i in range(0, len(samples), size))
-        else:
+    def _job(self, number: int, source: Source, sample_rate: int | None, channel: int | None) -> _Job:
+        if not isinstance(source, np.ndarray):
             damage: list[str] = []
-            yield from read_media(source, channel=channel, chunk_samples=size, on_damage=damage.append)
-            if damage:
-                raise AudioError(damage[0])
+            size = int(CHUNK_S * SAMPLE_RATE)
+            chunks = read_media(source, channel=channel, chunk_samples=size, on_damage=damage.append)
+            return _Job(number, source, self.stream(partials=False), chunks, damage)
+        if sample_rate is None:
+            raise UsageError("samples need their sample_rate: transcribe(samples, sample_rate=...)")
+        stream, samples, size = self.stream(sample_rate, partials=False), as_samples(source), int(CHUNK_S * sample_rate)
+        return _Job(number, source, stream, (samples[i : i + size] for i in range(0, len(samples), size)))
 
 
 @dataclass
@@ -264,30 +205,29 @@ class _Job:
     source: Source
     stream: Stream
     chunks: Iterator[NDArray[np.float32]]
+    damage: list[str] = field(default_factory=list)
     results: list[Result] = field(default_factory=list)
 
     def transcript(self, model: str) -> Transcript:
         segments = tuple(r for r in self.results if isinstance(r, Segment))
-        name = "" if isinstance(self.source, np.ndarray) else str(getattr(self.source, "name", self.source))
-        return Transcript(segments, self.stream.duration, model, name)
+        named = isinstance(self.source, (str, PathLike))
+        name = str(self.source if named else getattr(self.source, "name", ""))
+        warning = {"warning": self.damage[0]} if self.damage else {}
+        return Transcript(segments, self.stream.duration, model, name, warning)
 
 
 class Stream:
-    """One session: feed it samples, get results. Not for use by several threads at once."""
+    """One session: feed it samples, get results. Made by :meth:`Recognizer.stream`; not for several threads at once."""
 
-    def __init__(
-        self,
-        recognizer: Recognizer,
-        sample_rate: int = SAMPLE_RATE,
-        partials: bool = True,
-        state: StreamState | None = None,
-    ) -> None:
+    def __init__(self, recognizer: Recognizer, sample_rate: int, partials: bool, state: StreamState | None = None):
         self.recognizer = recognizer
         self.sample_rate = sample_rate
         self.partials = partials
         self._resampler = None if sample_rate == SAMPLE_RATE else resampler(sample_rate)
         self._last_partial = ""
         self.state = state or StreamState(
+            recognizer.folder.fingerprint,
+            sample_rate,
             self._resampler.begin() if self._resampler else None,
             recognizer.features.begin(),
             recognizer.model.begin(),
@@ -307,86 +247,98 @@ class Stream:
 
     def finish(self) -> list[Result]:
         """End of audio: flush the network's look-ahead and close the open segment. No feeding after this."""
-        s = self.state
-        if s.finished:
-            raise StateError("the stream is finished: open a new one")
-        r = self.recognizer
-        if self._resampler and s.resampler:
-            frames = self._features(self._resampler.finish(s.resampler))
-        else:
-            frames = self._features(np.zeros(0, np.float32))
-        tail, s.features = r.features.end(s.features)
-        ((emissions, s.network),) = batching.advance(r.model, [(torch.cat([frames, tail[0]]), s.network)], r.head)
-        results = self._decode(torch.cat([emissions, batching.end(r.model, s.network, r.head)]))
-        results.extend(self._close("eof"))
-        s.finished = True
-        return [result for result in results if isinstance(result, Segment)]
+        return finish_many([self])[0]
 
     def flush(self) -> list[Result]:
         """What :meth:`finish` would give now, while the stream goes on as if nothing had happened."""
-        copy = Stream(self.recognizer, self.sample_rate, False, self.state.clone())
-        return copy.finish()
+        return Stream(self.recognizer, self.sample_rate, False, self.state.clone()).finish()
 
     # The parts of a step, so that many streams can share the network's.
 
-    def _prepare(self, samples: NDArray[Any]) -> Tensor:
-        s = self.state
-        if s.finished:
+    def _check_open(self) -> None:
+        if self.state.finished:
             raise StateError("the stream is finished: open a new one")
-        x = as_samples(samples)
-        s.samples_in += len(x)
+
+    def _take(self, samples: NDArray[np.float32]) -> Tensor:
+        """Log-mel frames that are complete with ``samples``."""
+        s = self.state
+        s.samples_in += len(samples)
         if self._resampler and s.resampler:
-            x, s.resampler = self._resampler.step(x, s.resampler)
-        return self._features(x)
+            samples, s.resampler = self._resampler.step(samples, s.resampler)
+        return self._features(samples)
+
+    def _take_end(self) -> Tensor:
+        """The last log-mel frames of a stream that ends."""
+        s = self.state
+        rest = self._resampler.finish(s.resampler) if self._resampler and s.resampler else np.zeros(0, np.float32)
+        frames = self._features(rest)
+        tail, s.features = self.recognizer.features.end(s.features)
+        return torch.cat([frames, tail[0]])
 
     def _features(self, samples: NDArray[np.float32]) -> Tensor:
-        frames, self.state.features = self.recognizer.features.step(
-            torch.from_numpy(np.ascontiguousarray(samples))[None].to(self.recognizer.device), self.state.features
-        )
+        s, r = self.state, self.recognizer
+        frames, s.features = r.features.step(torch.from_numpy(samples)[None].to(r.device), s.features)
         return frames[0]
 
     def _accept(self, emissions: Tensor) -> list[Result]:
         results = self._decode(emissions)
-        if self.partials and self.state.search.steps:
+        if self.partials and len(emissions):
             partial = self._partial()
-            if partial.text and partial.text != self._last_partial:
+            if partial.text != self._last_partial:
                 self._last_partial = partial.text
                 results.append(partial)
+        return results
+
+    def _accept_end(self, emissions: Tensor) -> list[Result]:
+        results = self._decode(emissions)
+        results.extend(self._close("eof"))
+        self.state.finished = True
         return results
 
     def _decode(self, emissions: Tensor) -> list[Result]:
         s, r = self.state, self.recognizer
         results: list[Result] = []
         array = emissions.cpu().numpy()
-        cuts, s.endpoint = r.endpointer.step(array, s.endpoint)
-        for cut in cuts:
-            if s.search.steps == 0:
-                s.segment_start = s.steps + cut.start
-            s.search = r.search.step(array[cut.start : cut.stop], s.search)
+        while len(array):
+            cut, s.endpoint = r.endpointer.step(array, s.endpoint)
+            if cut.start < cut.stop:
+                if s.search.steps == 0:
+                    s.segment_start = s.steps + cut.start
+                s.search = r.search.step(array[cut.start : cut.stop], s.search)
+            s.steps += cut.stop
+            array = array[cut.stop :]
             if cut.closes:
                 results.extend(self._close(cut.closes))
-        s.steps += len(array)
         return results
 
     def _close(self, reason: str) -> list[Result]:
         s, r = self.state, self.recognizer
         if s.search.steps == 0:
             return []
+        emissions = s.search.array(len(r.search.vocabulary))
         hypothesis = r.search.end(s.search)
-        s.search = r.search.begin()
-        self._last_partial = ""
-        if not hypothesis.words:
-            return []
+        start, rest = s.segment_start, len(emissions)
+        if reason == "max_length":
+            hypothesis, rest = _without_last_word(hypothesis, len(emissions))
         words = self._words(hypothesis)
+        s.search = r.search.begin()
+        if rest < len(emissions):  # the word under the cut, for the next segment
+            s.segment_start = start + rest
+            s.search = r.search.step(emissions[rest:], s.search)
+            s.endpoint = EndpointState(len(emissions) - rest)
+        if not words:
+            return []
         segment = Segment(hypothesis.text, words[0].start, words[-1].end, words, s.segment, reason=reason)
         s.segment += 1
+        self._last_partial = ""
         return [segment]
 
     def _partial(self) -> Partial:
         s = self.state
         words = self._words(self.recognizer.search.best(s.search))
-        if not words:
-            return Partial(s.segment, 0.0, 0.0, "", "")
+        if not words:  # nothing yet, or what a partial said before is taken back
+            now = min(s.steps * STEP_MS / 1000, self.duration)
+            return Partial(s.segment, now, now, "", "")
         return Partial(s.segment, words[0].start, words[-1].end, "", " ".join(w.text for w in words))
 
     def _words(self, hypothesis: Hypothesis) -> tuple[Word, ...]:
@@ -402,20 +354,68 @@ class Stream:
         return tuple(words)
 
 
-def feed_many(pieces: list[tuple[Stream, NDArray[Any]]]) -> list[list[Result]]:
-    """Feed several streams of one recogniser in one network step; the results of each, in order."""
-    if not pieces:
+def feed_many(pieces: Sequence[tuple[Stream, NDArray[Any]]]) -> list[list[Result]]:
+    """Feed several streams of one recogniser in one network step; the results of each, in order.
+
+    Raises as :meth:`Stream.feed` does; then no stream has taken in anything.
+    """
+    recognizer = _recognizer_of([stream for stream, _ in pieces])
+    if recognizer is None:
         return []
-    recognizer = pieces[0][0].recognizer
-    if any(stream.recognizer is not recognizer for stream, _ in pieces):
-        raise UsageError("streams of different recognisers cannot share a step")
-    rows = [(stream._prepare(samples), stream.state.network) for stream, samples in pieces]
-    advanced = batching.advance(recognizer.model, rows, recognizer.head)
+    checked = [as_samples(samples) for _, samples in pieces]
+    rows = [(s._take(x), s.state.network) for (s, _), x in zip(pieces, checked, strict=True)]
     results = []
-    for (stream, _), (emissions, state) in zip(pieces, advanced, strict=True):
-        stream.state.network = state
+    advanced = batching.advance(recognizer.model, rows, recognizer.head)
+    for (stream, _), (emissions, network) in zip(pieces, advanced, strict=True):
+        stream.state.network = network
         results.append(stream._accept(emissions))
     return results
+
+
+def finish_many(streams: Sequence[Stream]) -> list[list[Result]]:
+    """Finish several streams of one recogniser together; the last results of each, in order."""
+    recognizer = _recognizer_of(streams)
+    if recognizer is None:
+        return []
+    model, head = recognizer.model, recognizer.head
+    advanced = batching.advance(model, [(s._take_end(), s.state.network) for s in streams], head)
+    tails = batching.end(model, [network for _, network in advanced], head)
+    results = []
+    for stream, (emissions, network), tail in zip(streams, advanced, tails, strict=True):
+        stream.state.network = network
+        results.append(stream._accept_end(torch.cat([emissions, tail])))
+    return results
+
+
+def _recognizer_of(streams: Sequence[Stream]) -> Recognizer | None:
+    """The recogniser that ``streams`` share, after a check that they can take a step together."""
+    for stream in streams:
+        stream._check_open()
+    if len({id(stream.recognizer) for stream in streams}) > 1:
+        raise UsageError("streams of different recognisers cannot share a step")
+    if len({id(stream) for stream in streams}) < len(streams):
+        raise UsageError("a stream can stand in a step once only: join its samples")
+    return streams[0].recognizer if streams else None
+
+
+def _without_last_word(hypothesis: Hypothesis, steps: int) -> tuple[Hypothesis, int]:
+    """A segment of ``steps`` that is cut in speech: its words but the last, which the cut may have hit, and the step
+    at which that one begins. Where the last word is most of the segment, the cut stays where it is: a word is never
+    that long, and a segment must become shorter by being cut."""
+    if len(hypothesis.words) < 2 or hypothesis.words[-1].first < steps / 2:
+        return hypothesis, steps
+    return Hypothesis(hypothesis.words[:-1], hypothesis.score), hypothesis.words[-1].first
+
+
+def _check_device(device: str) -> None:
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        place = None
+    if place is None or place.type not in ("cpu", "cuda"):
+        raise UsageError(f"unknown device '{device}': use cpu or cuda")
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device '{device}' is not available here: use cpu")
 
 
 def as_samples(samples: NDArray[Any]) -> NDArray[np.float32]:

@@ -1,7 +1,8 @@
-"""Where a stream is cut into segments: only inside runs of blank, so that no word is lost or doubled at a cut.
+"""Where a stream is cut into segments: in runs of blank, so that no word is lost or doubled at a cut.
 
 A cut keeps the acoustic state and begins a new search. The rules look at nothing but emissions, so streaming and
-offline cut at the same steps.
+offline cut at the same steps. Only speech without any pause is cut elsewhere; what then happens to the word under the
+cut is for :class:`asr.recognizer.Stream` to say.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asr.config import require
-from asr.model import STEP_MS
+from asr.model_config import STEP_MS
 from asr.vocabulary import BLANK
 
 QUIET = 0.5  # a step is quiet when the blank is likelier than this
+# Quiet before a segment's first sound is skipped only where the blank is likelier than this: a weak first phone
+# (blank 0.6, phone 0.4) belongs to the word that follows.
+STILL = 0.9
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class EndpointConfig:
         require(0 < self.long_s <= self.longest_s, "endpoint: need 0 < long_s <= longest_s")
 
 
-@dataclass
+@dataclass(frozen=True)
 class EndpointState:
     """``age``: steps since the segment's first sound (0: nothing heard yet); ``quiet``: steps of quiet at its end."""
 
@@ -51,7 +55,7 @@ class Cut:
 
 
 class Endpointer:
-    """Divides chunks of emissions into pieces of segments; quiet before a segment's first sound belongs to none."""
+    """Divides emissions into pieces of segments; stillness before a segment's first sound belongs to none."""
 
     def __init__(self, config: EndpointConfig | None = None) -> None:
         self.config = config or EndpointConfig()
@@ -60,24 +64,21 @@ class Endpointer:
         """State at the start of a stream."""
         return EndpointState()
 
-    def step(self, emissions: NDArray[np.float32], state: EndpointState) -> tuple[list[Cut], EndpointState]:
-        """``emissions``: (steps, units) log-probabilities. The cuts in order, and the state after them."""
-        age, quiet = state.age, state.quiet
-        cuts: list[Cut] = []
-        start = 0
-        for i, silent in enumerate((emissions[:, BLANK] > np.log(QUIET)).tolist()):
-            if age == 0 and silent:
+    def step(self, emissions: NDArray[np.float32], state: EndpointState) -> tuple[Cut, EndpointState]:
+        """``emissions``: (steps, units) log-probabilities. The piece up to where the open segment closes, or to the
+        end, and the state there; the steps from ``Cut.stop`` on are for the next call."""
+        age, quiet, start = state.age, state.quiet, 0
+        blank = np.exp(emissions[:, BLANK])
+        for i, (silent, still) in enumerate(zip((blank > QUIET).tolist(), (blank > STILL).tolist(), strict=True)):
+            if age == 0 and still:
                 start = i + 1
                 continue
             age += 1
             quiet = quiet + 1 if silent else 0
             reason = self._reason(age, quiet)
             if reason:
-                cuts.append(Cut(start, i + 1, reason))
-                start, age, quiet = i + 1, 0, 0
-        if start < len(emissions):
-            cuts.append(Cut(start, len(emissions), None))
-        return cuts, EndpointState(age, quiet)
+                return Cut(start, i + 1, reason), EndpointState()
+        return Cut(start, len(emissions), None), EndpointState(age, quiet)
 
     def _reason(self, age: int, quiet: int) -> str | None:
         c = self.config

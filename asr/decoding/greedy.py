@@ -11,7 +11,8 @@ from asr.vocabulary import BLANK
 
 def best_path(emissions: Tensor) -> list[int]:
     """``emissions``: (steps, units). Unit ids of the best path."""
-    return [unit for unit, _, _ in _runs(emissions.argmax(dim=-1).tolist(), BLANK)[0]]
+    decoder = GreedyDecoder()
+    return [unit for unit, _, _ in decoder.step(emissions, decoder.begin()).units]
 
 
 @dataclass
@@ -31,28 +32,13 @@ class GreedyDecoder:
         return GreedyState()
 
     def step(self, emissions: Tensor, state: GreedyState) -> GreedyState:
-        """``emissions``: (steps, units) of one stream. Returns the state after them."""
-        best = emissions.argmax(dim=-1).tolist()
-        new, last = _runs(best, state.last)
-        units = list(state.units)
-        if best and best[0] == state.last != BLANK and units:
-            stop = 0
-            while stop < len(best) and best[stop] == state.last:
-                stop += 1
-            unit, first, _ = units[-1]
-            units[-1] = (unit, first, state.steps + stop - 1)
-        units.extend((unit, state.steps + first, state.steps + stop) for unit, first, stop in new)
-        return GreedyState(last, state.steps + len(best), units)
-
-
-def _runs(best: list[int], last: int) -> tuple[list[tuple[int, int, int]], int]:
-    """New units (id, first step, last step) given the unit before, and the last unit."""
-    runs: list[tuple[int, int, int]] = []
-    for step, unit in enumerate(best):
-        if unit != last:
+        """``emissions``: (steps, units) of one stream. Returns the state after them; the one given stays as it was."""
+        last, units = state.last, list(state.units)
+        for step, unit in enumerate(emissions.argmax(dim=-1).tolist(), start=state.steps):
             if unit != BLANK:
-                runs.append((unit, step, step))
-        elif unit != BLANK and runs and runs[-1][2] == step - 1:
-            runs[-1] = (unit, runs[-1][1], step)
-        last = unit
-    return runs, last
+                if unit == last:
+                    units[-1] = (unit, units[-1][1], step)
+                else:
+                    units.append((unit, step, step))
+            last = unit
+        return GreedyState(last, state.steps + len(emissions), units)

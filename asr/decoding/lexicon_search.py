@@ -4,6 +4,13 @@ The search itself is flashlight-text's (Collobert et al. 2016, "Wav2Letter"; C++
 the house: the state of a stream is explicit, copyable and serialisable. flashlight keeps its beams inside an object
 that cannot be copied, so the state is what those beams are a function of: the emissions since the segment began. The
 object is a cache of that, rebuilt by replay where it is missing; segments are bounded, so a replay is too.
+
+flashlight expects words to end in a unit of their own (the ``|`` of letters), which phones do not have. Two things
+follow. Its "silence" unit, at which a hypothesis between words may stay, is an added column that is never likely:
+between words there is the blank. And a word is complete at the first step of its last phone, so that a last phone of
+several steps would cost the blank's score at the others; every spelling is therefore in the trie a second time with
+the blank as its end. What remains is a last phone of several steps with the next word's first phone right behind it,
+which is scored as if the blank stood at the others.
 """
 
 from __future__ import annotations
@@ -23,6 +30,7 @@ from asr.vocabulary import BLANK, PhoneVocabulary, Vocabulary
 
 Emissions = NDArray[np.float32]
 _UNKNOWN = "<unk>"
+_NEVER = np.float32(-1e4)  # log-probability of what cannot be; finite, since flashlight adds scores
 _MOST_HOMOPHONES = 6  # flashlight keeps no more words at one node of its trie
 
 
@@ -37,7 +45,7 @@ class TimedWord:
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A word sequence with its score in nats."""
+    """A word sequence with its score: emissions in nats, plus the weighted language model and word scores."""
 
     words: tuple[TimedWord, ...]
     score: float
@@ -96,7 +104,7 @@ class LexiconSearch:
         self._unknown = dictionary.get_index(_UNKNOWN)
         self._words = names
         self._lm = self._language_model(language_model, dictionary) if language_model else ZeroLM()
-        trie = Trie(len(vocabulary), -1)
+        trie = Trie(len(vocabulary) + 1, -1)
         start = self._lm.start(False)
         scores = [self._lm.score(start, index)[1] for index in range(len(names))]
         same: dict[tuple[int, ...], int] = {}
@@ -105,6 +113,7 @@ class LexiconSearch:
                 count = same[spelling] = same.get(spelling, 0) + 1
                 if count <= _MOST_HOMOPHONES:
                     trie.insert(list(spelling), index, scores[index])
+                    trie.insert([*spelling, BLANK], index, scores[index])
         trie.smear(SmearingMode.MAX)
         self._trie = trie
         self._options = LexiconDecoderOptions(
@@ -173,6 +182,9 @@ class LexiconSearch:
         state = self.step(np.zeros((0, len(self.vocabulary)), np.float32), state)
         if not state.kept:
             return [Hypothesis((), 0.0)]
+        silence = np.full((1, len(self.vocabulary)), _NEVER)  # lets a last phone of several steps end its word
+        silence[0, BLANK] = 0.0
+        self._decode(silence, state)
         state.beams.decode_end()
         found: dict[str, Hypothesis] = {}
         for result in state.beams.get_all_final_hypothesis()[: count * 4]:
@@ -186,7 +198,8 @@ class LexiconSearch:
     def _new_beams(self) -> Any:
         from flashlight.lib.text.decoder import LexiconDecoder
 
-        beams = LexiconDecoder(self._options, self._trie, self._lm, -1, BLANK, self._unknown, [], False)
+        between_words = len(self.vocabulary)  # the added column
+        beams = LexiconDecoder(self._options, self._trie, self._lm, between_words, BLANK, self._unknown, [], False)
         beams.decode_begin()
         return beams
 
@@ -198,10 +211,15 @@ class LexiconSearch:
                 kept.append(i)
             state.surely_blank = blank
         if kept:
-            chosen = np.ascontiguousarray(emissions[kept] - self._shift)
-            state.beams.decode_step(chosen.ctypes.data, len(kept), chosen.shape[1])
+            self._decode(emissions[kept] - self._shift, state)
             state.kept.extend(state.steps + i for i in kept)
         state.steps += len(emissions)
+
+    @staticmethod
+    def _decode(scores: Emissions, state: SearchState) -> None:
+        columns = np.full((len(scores), scores.shape[1] + 1), _NEVER)
+        columns[:, :-1] = scores
+        state.beams.decode_step(columns.ctypes.data, *columns.shape)
 
     def _hypothesis(self, result: Any, state: SearchState) -> Hypothesis:
         """Words with their steps. flashlight gives per frame (and one before the first, one after the end) the unit
@@ -211,7 +229,7 @@ class LexiconSearch:
         frames = len(state.kept)
         for position, (token, word) in enumerate(zip(result.tokens, result.words, strict=True)):
             frame = min(max(position - 1, 0), frames - 1)
-            if token not in (BLANK, -1):
+            if token != BLANK and 0 <= token < len(self.vocabulary):
                 last = state.kept[frame]
                 first = last if first is None else first
             if 0 <= word < len(self._words):

@@ -11,9 +11,10 @@ from asr.config import require
 class SearchConfig:
     """Beam search: ``beam`` hypotheses, ``tokens`` best units a step, ``threshold`` in nats below the best.
 
-    ``lm_weight`` multiplies the language model's log-probability, ``word_score`` is added per word and
-    ``prior_weight`` times the log prior of a unit is subtracted from its emission. ``blank_skip``: a step whose blank
-    is likelier than this is left out when the step before it was such a step too (0.999: surely blank; 1: never).
+    ``lm_weight`` multiplies the language model's log10 probability (KenLM counts in log10), ``word_score`` is added
+    per word, and ``prior_weight`` times the log prior of a unit is subtracted from its emission. ``blank_skip``: a step
+    whose blank is likelier than this is left out when the step before it was such a step too (0.999: surely blank; 1:
+    never).
     """
 
     beam: int = 150

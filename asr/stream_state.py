@@ -1,0 +1,150 @@
+"""The whole state of a stream as one value that can be copied, measured, turned into bytes and checked."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from asr.audio import ResamplerState
+from asr.decoding.endpoint import EndpointState
+from asr.decoding.lexicon_search import SearchState
+from asr.errors import StateError
+from asr.features import FeatureState
+from asr.model import State
+
+_MAGIC = b"asr-stream-1\n"
+_LENGTH = struct.Struct("<I")
+_COUNTERS = ("sample_rate", "samples_in", "steps", "segment", "segment_start")
+
+
+@dataclass
+class StreamState:
+    """Everything a session remembers; :meth:`to_bytes` moves it to another process or machine.
+
+    ``model``: fingerprint of the weights it belongs to. ``sample_rate``, ``samples_in``: of the client's audio.
+    ``steps``: emissions so far. ``segment_start``: step at which the open segment began.
+    """
+
+    model: str
+    sample_rate: int
+    resampler: ResamplerState | None
+    features: FeatureState
+    network: State
+    endpoint: EndpointState
+    search: SearchState
+    samples_in: int = 0
+    steps: int = 0
+    segment: int = 0
+    segment_start: int = 0
+    finished: bool = False
+
+    def clone(self) -> StreamState:
+        """A copy that shares nothing that changes."""
+        return StreamState(
+            self.model,
+            self.sample_rate,
+            self.resampler,
+            self.features.clone(),
+            self.network.clone(),
+            self.endpoint,
+            self.search.clone(),
+            self.samples_in,
+            self.steps,
+            self.segment,
+            self.segment_start,
+            self.finished,
+        )
+
+    def to(self, device: str | torch.device) -> StreamState:
+        """The state with its tensors on another device."""
+        copy = self.clone()
+        copy.features, copy.network = FeatureState(self.features.samples.to(device)), self.network.to(device)
+        return copy
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes of what is serialised. The beams of the search, which are rebuilt from it, come on top."""
+        held = sum(e.nbytes for e in self.search.emissions)
+        resampling = self.resampler.nbytes if self.resampler else 0
+        return resampling + self.features.nbytes + self.network.nbytes + held
+
+    def to_bytes(self) -> bytes:
+        """Serialise; :meth:`from_bytes` is the inverse."""
+        held = np.concatenate(self.search.emissions) if self.search.emissions else np.zeros((0, 1), np.float32)
+        meta: dict[str, Any] = {name: int(getattr(self, name)) for name in _COUNTERS}
+        meta |= {
+            "model": self.model,
+            "finished": self.finished,
+            "endpoint": [self.endpoint.age, self.endpoint.quiet],
+            "units": held.shape[1],
+        }
+        parts = [
+            json.dumps(meta).encode(),
+            self.resampler.to_bytes() if self.resampler else b"",
+            self.features.samples.cpu().numpy().astype("<f4").tobytes(),
+            self.network.to_bytes(),
+            held.astype("<f4").tobytes(),
+        ]
+        return _MAGIC + b"".join(_LENGTH.pack(len(p)) + p for p in parts)
+
+    @staticmethod
+    def from_bytes(data: bytes) -> StreamState:
+        """Read what :meth:`to_bytes` wrote. Raises StateError for anything else.
+
+        Whether the state fits a recogniser is for :meth:`asr.recognizer.Recognizer.stream` to say.
+        """
+        try:
+            head, resampler, features, network, held = _split(data)
+            meta = json.loads(head)
+            age, quiet = (_count(n) for n in meta["endpoint"])
+            emissions = _floats(held).reshape(-1, _count(meta["units"]))
+            return StreamState(
+                str(meta["model"]),
+                _count(meta["sample_rate"]),
+                ResamplerState.from_bytes(resampler) if resampler else None,
+                FeatureState(torch.from_numpy(_floats(features))[None]),
+                State.from_bytes(network),
+                EndpointState(age, quiet),
+                SearchState([emissions] if len(emissions) else [], len(emissions)),
+                _count(meta["samples_in"]),
+                _count(meta["steps"]),
+                _count(meta["segment"]),
+                _count(meta["segment_start"]),
+                meta["finished"] is True,
+            )
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise StateError(f"not a serialised stream ({' '.join(str(error).split())})") from None
+
+
+def _split(data: bytes) -> list[bytes]:
+    if not data.startswith(_MAGIC):
+        raise ValueError("it begins with something else")
+    parts, at = [], len(_MAGIC)
+    while at < len(data):
+        body = at + _LENGTH.size
+        if body > len(data):
+            raise ValueError("it is cut short")
+        at = body + _LENGTH.unpack_from(data, at)[0]
+        if at > len(data):
+            raise ValueError("it is cut short")
+        parts.append(data[body:at])
+    return parts
+
+
+def _floats(data: bytes) -> NDArray[np.float32]:
+    values = np.frombuffer(data, "<f4").astype(np.float32)
+    if not np.isfinite(values).all():
+        raise ValueError("it holds numbers that are not finite")
+    return values
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is not a count")
+    return value
