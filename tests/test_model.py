@@ -280,7 +280,7 @@ def test_states_of_other_models_are_refused(models: dict[str, AcousticModel]) ->
         with pytest.raises(StateError, match=reason):
             model.check_state(AcousticModel(config).begin())
     longer = AcousticModel(tiny_config(lookahead=(6, 0, 2)))
-    with pytest.raises(StateError, match="its waiting.0 has shape"):
+    with pytest.raises(StateError, match=r"its waiting\.0 has shape"):
         model.check_state(longer.step(torch.zeros(1, 40, 16), longer.begin())[1])
     state = model.begin()
     state.hidden[0, 0, 0] = float("nan")

@@ -25,11 +25,12 @@ from asr.vocabulary import BLANK, CharacterVocabulary, PhoneVocabulary, Vocabula
 PHONES = ("AH", "IY", "OW", "K", "M", "N", "S", "T")
 LEXICON_TEXT = """
 a AH; e IY; oh OW; k K; mm M; n N; s S; t T; am AH M; an AH N; us AH S; at AH T; eat IY T; own OW N; oat OW T; key K IY;
-me M IY; mow M OW; knee N IY; no N OW; know N OW; see S IY; sea S IY; so S OW; sew S OW; tea T IY; toe T OW; mast M AH S T;
-meet M IY T; meat M IY T; neat N IY T; note N OW T; seek S IY K; soak S OW K; team T IY M; tone T OW N; stone S T OW N
+me M IY; mow M OW; knee N IY; no N OW; know N OW; see S IY; sea S IY; so S OW; sew S OW; tea T IY; toe T OW;
+mast M AH S T; meet M IY T; meat M IY T; neat N IY T; note N OW T; seek S IY K; soak S OW K; team T IY M; tone T OW N;
+stone S T OW N
 """
-SENTENCES = ("i see no stone", "see me at sea", "so a team at sea eat meat", "no key no note", "know a tone at sea",
-             "meet me at a neat stone", "the tea at sea", "toe a mast oh no", "seek us an oat")  # fmt: skip
+SENTENCES = ("me see no stone", "see me at sea", "so a team at sea eat meat", "no key no note", "know a tone at sea",
+             "meet me at a neat stone", "tea at sea eat meat", "toe a mast oh no", "seek us an oat")  # fmt: skip
 
 
 def tiny_config(**changes: Any) -> ModelConfig:

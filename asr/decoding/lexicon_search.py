@@ -5,12 +5,13 @@ the house: the state of a stream is explicit, copyable and serialisable. flashli
 that cannot be copied, so the state is what those beams are a function of: the emissions since the segment began. The
 object is a cache of that, rebuilt by replay where it is missing; segments are bounded, so a replay is too.
 
-flashlight expects words to end in a unit of their own (the ``|`` of letters), which phones do not have. Two things
-follow. Its "silence" unit, at which a hypothesis between words may stay, is an added column that is never likely:
-between words there is the blank. And a word is complete at the first step of its last phone, so that a last phone of
-several steps would cost the blank's score at the others; every spelling is therefore in the trie a second time with
-the blank as its end. What remains is a last phone of several steps with the next word's first phone right behind it,
-which is scored as if the blank stood at the others.
+flashlight expects words to end in a unit of their own, as letters have it in the space; phones and BPE pieces have
+none. Two things follow. Its "silence" unit, at which a hypothesis between words may stay, is then an added column that
+is never likely: between words there is the blank. And a word is complete at the first step of its last unit, so that a
+last unit of several steps would cost the blank's score at the others; every spelling is therefore in the trie a second
+time with a blank as its end, which has a column of its own, a little below the blank's, so that of two equal paths one
+is the better. What remains is a last unit of several steps with the next word's first right behind it, which is scored
+as if the blank stood at the others.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ from asr.vocabulary import BLANK, PhoneVocabulary, Vocabulary
 
 Emissions = NDArray[np.float32]
 _UNKNOWN = "<unk>"
+_SPACE = " "
 _NEVER = np.float32(-1e4)  # log-probability of what cannot be; finite, since flashlight adds scores
+_TIE = 1e-4  # scores that differ by less are equal
+_LESS = np.float32(1e-3)  # makes one of two equal paths the better one
 _MOST_HOMOPHONES = 6  # flashlight keeps no more words at one node of its trie
 
 
@@ -104,7 +108,9 @@ class LexiconSearch:
         self._unknown = dictionary.get_index(_UNKNOWN)
         self._words = names
         self._lm = self._language_model(language_model, dictionary) if language_model else ZeroLM()
-        trie = Trie(len(vocabulary) + 1, -1)
+        self._between = vocabulary.index.get(_SPACE, len(vocabulary))  # what stands between words
+        self._ending = len(vocabulary) + 1  # the blank that ends a word
+        trie = Trie(len(vocabulary) + 2, -1)
         start = self._lm.start(False)
         scores = [self._lm.score(start, index)[1] for index in range(len(names))]
         same: dict[tuple[int, ...], int] = {}
@@ -112,13 +118,13 @@ class LexiconSearch:
             for spelling in self._spellings(names[index], lexicon):
                 count = same[spelling] = same.get(spelling, 0) + 1
                 if count <= _MOST_HOMOPHONES:
-                    trie.insert(list(spelling), index, scores[index])
-                    trie.insert([*spelling, BLANK], index, scores[index])
+                    for whole in self._ended(spelling):
+                        trie.insert(whole, index, scores[index] - float(_LESS))
         trie.smear(SmearingMode.MAX)
         self._trie = trie
         self._options = LexiconDecoderOptions(
             config.beam,
-            min(config.tokens, len(vocabulary)),
+            min(config.tokens, len(vocabulary)) + 1,  # the blank counts twice
             config.threshold,
             config.lm_weight,
             config.word_score,
@@ -149,6 +155,14 @@ class LexiconSearch:
         if isinstance(self.vocabulary, PhoneVocabulary):
             return [tuple(self.vocabulary.encode_phones(p)) for p in lexicon.pronounce(word)]
         return [tuple(self.vocabulary.encode(word))]
+
+    def _ended(self, spelling: tuple[int, ...]) -> list[list[int]]:
+        """The forms of a spelling in the trie; see the module's text."""
+        if self._between < len(self.vocabulary):
+            return [[*spelling, self._between]]
+        if spelling[-1:] == spelling[-2:-1]:  # flashlight does not ask for a blank inside a double end
+            return [[*spelling, self._ending]]
+        return [list(spelling), [*spelling, self._ending]]
 
     def begin(self) -> SearchState:
         """State of a new segment."""
@@ -182,24 +196,26 @@ class LexiconSearch:
         state = self.step(np.zeros((0, len(self.vocabulary)), np.float32), state)
         if not state.kept:
             return [Hypothesis((), 0.0)]
-        silence = np.full((1, len(self.vocabulary)), _NEVER)  # lets a last phone of several steps end its word
-        silence[0, BLANK] = 0.0
+        silence = np.full((1, len(self.vocabulary)), _NEVER)  # one more step, at which the last word may end
+        silence[0, [u for u in (BLANK, self._between) if u < len(self.vocabulary)]] = 0.0
         self._decode(silence, state)
         state.beams.decode_end()
         found: dict[str, Hypothesis] = {}
-        for result in state.beams.get_all_final_hypothesis()[: count * 4]:
-            hypothesis = self._hypothesis(result, state)
-            found.setdefault(hypothesis.text, hypothesis)
-            if len(found) == count:
+        last = 0.0
+        for result in state.beams.get_all_final_hypothesis():  # best first; a text may come twice
+            if len(found) >= count and result.score < last - _TIE:
                 break
+            hypothesis, last = self._hypothesis(result, state), result.score
+            found.setdefault(hypothesis.text, hypothesis)
         state.beams = None
-        return list(found.values()) or [Hypothesis((), 0.0)]
+        # flashlight orders equal scores by addresses: homophones that the language model does not tell apart.
+        ranked = sorted(found.values(), key=lambda h: (-round(h.score / _TIE), h.text))
+        return ranked[:count] or [Hypothesis((), 0.0)]
 
     def _new_beams(self) -> Any:
         from flashlight.lib.text.decoder import LexiconDecoder
 
-        between_words = len(self.vocabulary)  # the added column
-        beams = LexiconDecoder(self._options, self._trie, self._lm, between_words, BLANK, self._unknown, [], False)
+        beams = LexiconDecoder(self._options, self._trie, self._lm, self._between, BLANK, self._unknown, [], False)
         beams.decode_begin()
         return beams
 
@@ -217,8 +233,9 @@ class LexiconSearch:
 
     @staticmethod
     def _decode(scores: Emissions, state: SearchState) -> None:
-        columns = np.full((len(scores), scores.shape[1] + 1), _NEVER)
-        columns[:, :-1] = scores
+        columns = np.full((len(scores), scores.shape[1] + 2), _NEVER)
+        columns[:, :-2] = scores
+        columns[:, -1] = scores[:, BLANK] - _LESS
         state.beams.decode_step(columns.ctypes.data, *columns.shape)
 
     def _hypothesis(self, result: Any, state: SearchState) -> Hypothesis:
@@ -229,7 +246,7 @@ class LexiconSearch:
         frames = len(state.kept)
         for position, (token, word) in enumerate(zip(result.tokens, result.words, strict=True)):
             frame = min(max(position - 1, 0), frames - 1)
-            if token != BLANK and 0 <= token < len(self.vocabulary):
+            if 0 <= token < len(self.vocabulary) and token not in (BLANK, self._between):
                 last = state.kept[frame]
                 first = last if first is None else first
             if 0 <= word < len(self._words):
