@@ -67,11 +67,12 @@ class BatchSource:
                     f"{len(self.data)} utterances are too few for {self.all_slots} batches per step (processes times "
                     "'accumulate'): lower these or give more data"
                 )
-            self._plans = {e: known for e, known in self._plans.items() if e >= epoch - 1} | {epoch: plan}
+            self._plans[epoch] = plan
         return self._plans[epoch]
 
     def get(self, place: Place) -> Batch:
-        """The batch of a place."""
+        """The batch of a place; those of earlier epochs are not expected to be asked for again."""
+        self._plans = {epoch: plan for epoch, plan in self._plans.items() if epoch >= place.epoch}
         if not self.ahead:
             return self._make(place, self.plan(place.epoch).rows(place.position, place.slot))
         if self._threads is None:
