@@ -220,12 +220,14 @@ class _Sink:
                 self._screen.text(self._texts.pop(index))
 
     def done(self, index: int, result: Transcript | AsrError) -> None:
-        """Write or print the result of one item, or report why there is none."""
+        """Write or print the result of one item, or report why there is none; a damaged file has both."""
         item = self._items[index]
         text = ""
         if isinstance(result, AsrError):
-            self._fail(item.source.name, type(result)(str(result).removeprefix(f"{item.source.path}: ")))
+            self._report(item, result)
         else:
+            if "warning" in result.metadata:
+                self._report(item, AudioError(f"{result.metadata['warning']} (what could be read is transcribed)"))
             result = replace(result, source=item.source.name)
             if item.outputs:
                 try:
@@ -239,6 +241,10 @@ class _Sink:
         while self._next in self._texts:
             self._screen.text(self._texts.pop(self._next))
             self._next += 1
+
+    def _report(self, item: _Item, error: AsrError) -> None:
+        """Report under the name that was given, which for standard input is not that of the file that was read."""
+        self._fail(item.source.name, type(error)(str(error).removeprefix(f"{item.source.path}: ")))
 
     def _render(self, transcript: Transcript) -> str:
         if self._several and self._format == "txt":

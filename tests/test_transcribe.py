@@ -1,6 +1,7 @@
 """asr.transcribe, asr.inputs and asr.workers with a recogniser that reads its text from the file itself.
 
-The first line of a "media file" is its transcript, ``error: ...`` fails, ``interrupt`` is a Ctrl-C while decoding.
+The first line of a "media file" is its transcript, ``error: ...`` fails, ``damaged: ...`` has lost its end,
+``interrupt`` is a Ctrl-C while decoding.
 """
 
 import io
@@ -60,9 +61,12 @@ class FakeRecognizer:
             raise ValueError("no such unit")
         if text.startswith("error: "):
             return AudioError(f"{path}: {text[7:]}")
+        metadata = {}
+        if text.startswith("damaged: "):
+            text, metadata = text[9:], {"warning": f"{path}: ends early: get a whole copy of the file"}
         lines = text.split("\n")
         segments = tuple(Segment(line, i, i + 1.0, (Word(line, i, i + 0.5),), i) for i, line in enumerate(lines))
-        return Transcript(segments, float(len(segments)), "fake", "some source")
+        return Transcript(segments, float(len(segments)), "fake", "some source", metadata)
 
 
 def load_in_worker(model: str, device: str, threads: int | None) -> FakeRecognizer:
@@ -187,6 +191,17 @@ def test_standard_input_that_is_empty_or_a_terminal() -> None:
 def test_a_file_that_fails_does_not_stop_the_others() -> None:
     run = Run(*media(a="error: has no sound stream", b="fine"))
     assert (run.status, run.out, run.err) == (3, "b.wav: fine\n", "asr: error: a.wav: has no sound stream\n")
+
+
+def test_the_text_of_a_damaged_file_is_given_and_the_damage_reported() -> None:
+    files = media(a="damaged: what is left", b="fine")
+    for jobs in (1, 2):
+        run = Run(*files, jobs=jobs)
+        assert (run.status, run.out) == (3, "a.wav: what is left\nb.wav: fine\n")
+        why = "ends early: get a whole copy of the file (what could be read is transcribed)"
+        assert run.err == f"asr: error: a.wav: {why}\n"
+    assert Run(*files, out_dir=Path("out")).status == 3
+    assert tree("out") == {"a.txt": "what is left\n", "b.txt": "fine\n"}
 
 
 def test_nothing_is_loaded_when_no_file_can_be_read(folder: Path) -> None:
