@@ -106,8 +106,8 @@ class ModelFolder:
 
         from asr.model import AcousticModel
 
-        with torch.device("meta"):  # no time is lost on initial weights
-            model = AcousticModel(dataclasses.replace(self.config.model, intermediate=0))
+        # Not on the meta device: that imports a second's worth of torch.
+        model = AcousticModel(dataclasses.replace(self.config.model, intermediate=0), initial=False)
         weights = self._tensors(lambda name: not name.startswith((_PRIORS, "intermediate.")))
         try:
             # Copies: tensors of the mapped file would change with it.
@@ -138,11 +138,12 @@ class ModelFolder:
                 raise ModelError(f"{self.path / UNITS} does not fit the head '{name}' of {units} units in {CONFIG}")
         return vocabularies
 
-    def load_lexicon(self) -> Lexicon:
-        """The words with their pronunciations; the grapheme-to-phoneme model is attached where there is one."""
+    def load_lexicon(self, with_g2p: bool = True) -> Lexicon:
+        """The words with their pronunciations; the grapheme-to-phoneme model is attached where there is one, unless
+        only listed words will be asked for."""
         try:
             lexicon = Lexicon.load(self.path / LEXICON)
-            if G2P in self.config.files:
+            if with_g2p and G2P in self.config.files:
                 from asr.g2p import G2P as GraphemeToPhoneme
 
                 lexicon = lexicon.with_g2p(GraphemeToPhoneme.load(self.path / G2P))

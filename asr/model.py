@@ -190,13 +190,15 @@ class LockedDropout(nn.Module):
 class RecurrentLayer(nn.Module):
     """``x + dropout(rnn(norm(x)))``."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, initial: bool = True) -> None:
         super().__init__()
         kinds: dict[str, Any] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
         size = config.hidden // 2 if config.bidirectional else config.hidden
         self.norm = nn.LayerNorm(config.hidden)
         self.rnn = kinds[config.cell](config.hidden, size, batch_first=True, bidirectional=config.bidirectional)
         self.dropout = LockedDropout(config.dropout)
+        if not initial:
+            return
         for name, parameter in self.rnn.named_parameters():
             if "weight_hh" in name:
                 for gate in parameter.data.chunk(parameter.shape[0] // size):
@@ -263,11 +265,12 @@ class LookAhead(nn.Module):
 class AcousticModel(nn.Module):
     """Log-mel frames to log-probabilities of units; see the module's text."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, initial: bool = True) -> None:
+        """``initial``: whether good initial weights are drawn; they cost time that loaded weights do not need."""
         super().__init__()
         self.config = config
         self.front_end = FrontEnd(config)
-        self.recurrent = nn.ModuleList(RecurrentLayer(config) for _ in range(config.layers))
+        self.recurrent = nn.ModuleList(RecurrentLayer(config, initial) for _ in range(config.layers))
         self.look_ahead = nn.ModuleDict(
             {str(i): LookAhead(config, future) for i, future in enumerate(config.lookahead) if future}
         )

@@ -53,7 +53,7 @@ class Recognizer:
         try:
             self.search = LexiconSearch(
                 self.vocabularies[self.head],
-                folder.load_lexicon(),
+                folder.load_lexicon(with_g2p=False),
                 folder.language_model,
                 search or folder.config.search,
                 folder.load_log_priors(self.head),
