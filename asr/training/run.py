@@ -9,6 +9,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,43 +76,70 @@ def main(
     start = find_model(init) if init else None
     if start:
         settings = _like(settings, start)
-    training = [u for d in data for u in read_manifest(d)]
-    testing = read_corpora(dev)
     wait_for_all(world)  # nobody writes before all have looked
     if rank == 0:
         out.mkdir(parents=True, exist_ok=True)
         _write_settings(out, settings, data, dev, init, world)
-    lexicon = _lexicon(settings, training, start, out, rank, world, resume)
-    heads = _heads(settings, training, lexicon, start, saved)
-    views = Views(settings, Path(settings.cache) if settings.cache else out / "cache", rank, world)
-    train_set = TrainingSet(views.of(training, augmented=True), heads)
-    noises = views.of(read_sounds(Path(settings.noise)), augmented=False) if settings.noise else []
-    dev_batches = _dev_batches(settings, testing, views, heads) if rank == 0 else {}
-    model = _model(settings, heads, train_set, start)
-    maker = BatchMaker(train_set, settings.augment, noises)
-    trainer = Trainer(settings, model, train_set, maker, out, device, rank, world)
+    prepared = prepare(settings, data, dev, out, start, saved, rank, world)
+    model = _model(settings, prepared.data, start)
+    trainer = Trainer(settings, model, prepared.data, prepared.maker, out, device, rank, world)
     if resume:
         trainer.load(out / CHECKPOINT)
     log.info(
         "%.2f million parameters, %d utterances (%d too short for their text), %d sounds, step %d of %d",
         model.parameter_count / 1e6,
-        len(train_set),
-        train_set.too_short,
-        len(maker.noises),
+        len(prepared.data),
+        prepared.data.too_short,
+        len(prepared.maker.noises),
         trainer.step,
         settings.optimizer.steps,
     )
     with stop_on_signal(world) as stop, Reporter(out, rank, settings.optimizer.steps, trainer.step) as report:
-        finished = trainer.run(report, lambda t: _evaluate(t, dev_batches) if dev_batches else {}, stop)
+        finished = trainer.run(report, lambda t: evaluate(t, prepared.dev), stop)
     if rank == 0:
         if not finished:
             log.info("stopped at step %d; the same command with --resume goes on", trainer.step)
-        export(trainer, lexicon, out / MODEL, start, PRIOR_BATCHES if finished else 2)
+        export(trainer, prepared.lexicon, out / MODEL, start, PRIOR_BATCHES if finished else 2)
         plot_curves(out)
     wait_for_all(world)
     if world > 1:
         dist.destroy_process_group()
     return 0 if finished else STOPPED
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is trained on and measured on: ``dev`` has the batches of every corpus (on rank 0 only)."""
+
+    lexicon: Lexicon
+    data: TrainingSet
+    maker: BatchMaker
+    dev: dict[str, list[Batch]]
+
+
+def prepare(
+    settings: TrainConfig,
+    data: Sequence[str],
+    dev: Sequence[str],
+    out: Path,
+    start: ModelFolder | None = None,
+    saved: dict[str, Any] | None = None,
+    rank: int = 0,
+    world: int = 1,
+) -> Prepared:
+    """Read manifests, make lexicon, units and features (what ``out`` has of them already is taken); collective.
+
+    ``start``: the model to fine-tune; ``saved``: the checkpoint to resume.
+    """
+    training = [u for d in data for u in read_manifest(d)]
+    testing = read_corpora(dev)
+    lexicon = _lexicon(settings, training, start, out, rank, world, resume=saved is not None)
+    heads = _heads(settings, training, lexicon, start, saved)
+    views = Views(settings, Path(settings.cache) if settings.cache else out / "cache", rank, world)
+    train_set = TrainingSet(views.of(training, augmented=True), heads)
+    noises = views.of(read_sounds(Path(settings.noise)), augmented=False) if settings.noise else []
+    dev_batches = _dev_batches(settings, testing, views, heads) if rank == 0 else {}
+    return Prepared(lexicon, train_set, BatchMaker(train_set, settings.augment, noises), dev_batches)
 
 
 def _check_folder(out: Path, resume: bool, init: str | None) -> tuple[dict[str, Any] | None, str | None]:
@@ -262,16 +290,20 @@ def _heads(
     return {name: makers[name]() for name in config.heads}
 
 
-def _model(
-    config: TrainConfig, heads: dict[str, Vocabulary], data: TrainingSet, start: ModelFolder | None
-) -> AcousticModel:
-    """New weights, or those of ``start`` (its heads that are not trained are dropped)."""
+def new_model(config: TrainConfig, data: TrainingSet) -> AcousticModel:
+    """A network with fresh weights and the mean and deviation of the data."""
     torch.manual_seed(config.seed)
-    model = AcousticModel(model_config(config, {name: len(v) for name, v in heads.items()}))
+    model = AcousticModel(model_config(config, {name: len(v) for name, v in data.heads.items()}))
+    mean, deviation = data.statistics
+    model.front_end.mean.copy_(torch.from_numpy(mean))
+    model.front_end.deviation.copy_(torch.from_numpy(deviation))
+    return model
+
+
+def _model(config: TrainConfig, data: TrainingSet, start: ModelFolder | None) -> AcousticModel:
+    """New weights, or those of ``start`` (its heads that are not trained are dropped)."""
+    model = new_model(config, data)
     if start is None:
-        mean, deviation = data.statistics
-        model.front_end.mean.copy_(torch.from_numpy(mean))
-        model.front_end.deviation.copy_(torch.from_numpy(deviation))
         return model
     shape = {"heads": {}, "dropout": 0.0, "intermediate": 0}
     if {**to_dict(model.config), **shape} != {**to_dict(start.config.model), **shape}:
@@ -294,7 +326,8 @@ def _dev_batches(
     return batches
 
 
-def _evaluate(trainer: Trainer, dev: dict[str, list[Batch]]) -> dict[str, float]:
+def evaluate(trainer: Trainer, dev: dict[str, list[Batch]]) -> dict[str, float]:
+    """Greedy unit error rates by ``corpus/head_error``."""
     return {
         f"{name}/{key}": value
         for name, batches in dev.items()
@@ -330,4 +363,4 @@ def stop_on_signal(world: int) -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-__all__ = ["MODEL", "SETTINGS", "main", "read_sounds", "stop_on_signal"]
+__all__ = ["MODEL", "SETTINGS", "Prepared", "evaluate", "main", "new_model", "prepare", "read_sounds", "stop_on_signal"]

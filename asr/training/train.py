@@ -116,7 +116,7 @@ class Trainer:
             for name, value in {**losses, "loss": total}.items():
                 scalars[name] = scalars.get(name, 0.0) + float(value.detach()) / config.accumulate
         norm = self._average_gradients()
-        rate = config.optimizer.rate(self.step)
+        rate = self.learning_rate()
         if math.isfinite(norm):
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
@@ -142,6 +142,10 @@ class Trainer:
             "hours": self.seconds / 3600,
             "step_s": took,
         }
+
+    def learning_rate(self) -> float:
+        """The rate of the step to come."""
+        return self.config.optimizer.rate(self.step)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """CTC loss per head, in nats per target unit."""
