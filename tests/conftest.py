@@ -1,9 +1,12 @@
 """Shared fixtures: a recogniser small enough for every test, and the test clips of real size."""
 
 import csv
+import os
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: networks this small only wait for a second thread
 
 CLIPS = Path(__file__).parent / "clips"
 
