@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import importlib
 import logging
 import math
 import os
@@ -375,6 +376,9 @@ def initialise_processes(device: str = "cpu") -> tuple[int, int]:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     if world > 1 and not dist.is_initialized():
+        # This module keeps the group that it finds when it is imported, which the first optimiser does; such a group
+        # is never destroyed, and its threads sometimes abort the process at its exit. So it must find none.
+        importlib.import_module("torch.distributed.nn.functional")
         # Flags and states travel through gloo also where gradients travel through NCCL.
         backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
         dist.init_process_group(backend, timeout=_PATIENCE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -470,6 +471,22 @@ def test_one_process_joins_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert initialise_processes() == (0, 1)
     assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize(("device", "backend"), [("cpu", "gloo"), ("cuda:1", "cpu:gloo,cuda:nccl")])
+def test_processes_join_a_group(device: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    joined: list[str] = []
+
+    def join(name: str, timeout: Any) -> None:
+        # Imported later, it would keep the group for ever, and its threads would abort the process at exit.
+        assert "torch.distributed.nn.functional" in sys.modules
+        joined.append(name)
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(torch.distributed, "init_process_group", join)
+    assert initialise_processes(device) == (1, 2)
+    assert joined == [backend]
 
 
 def test_ctc_reference_agrees_with_torch() -> None:
