@@ -19,6 +19,7 @@ from asr import batching
 from asr.audio import read_media, resampler
 from asr.checkpoint import LEXICON, UNITS, ModelFolder, find_model
 from asr.decoding.endpoint import EndpointConfig, Endpointer, EndpointState
+from asr.decoding.greedy import GreedySearch
 from asr.decoding.lexicon_search import Hypothesis, LexiconSearch
 from asr.decoding.search_config import SearchConfig
 from asr.errors import AsrError, AudioError, LexiconError, ModelError, StateError, UsageError
@@ -50,17 +51,19 @@ class Recognizer:
         self.features = LogMel(folder.config.features, device)
         self.head = folder.config.head
         self.vocabularies = folder.load_vocabularies()
+        self.search = self._search(search or folder.config.search)
+        self.endpointer = Endpointer(endpoint or folder.config.endpoint)
+
+    def _search(self, config: SearchConfig) -> LexiconSearch | GreedySearch:
+        folder, vocabulary = self.folder, self.vocabularies[self.head]
+        lexicon = folder.load_lexicon(with_g2p=False)
+        if not len(lexicon):
+            return GreedySearch(vocabulary)
+        priors = folder.load_log_priors(self.head)
         try:
-            self.search = LexiconSearch(
-                self.vocabularies[self.head],
-                folder.load_lexicon(with_g2p=False),
-                folder.language_model,
-                search or folder.config.search,
-                folder.load_log_priors(self.head),
-            )
+            return LexiconSearch(vocabulary, lexicon, folder.language_model, config, priors)
         except LexiconError as error:
             raise ModelError(f"{folder.path / LEXICON} does not fit {UNITS}: {error}") from None
-        self.endpointer = Endpointer(endpoint or folder.config.endpoint)
 
     @classmethod
     def load(

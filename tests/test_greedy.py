@@ -6,7 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asr.decoding.greedy import GreedyDecoder, best_path
+from asr.decoding.greedy import GreedyDecoder, GreedySearch, best_path
+from asr.decoding.lexicon_search import Hypothesis, TimedWord
+from asr.vocabulary import BpeVocabulary, CharacterVocabulary, PhoneVocabulary, Vocabulary
 
 PATHS = st.lists(st.integers(0, 3), max_size=30)
 
@@ -54,3 +56,27 @@ def test_steps_give_what_the_whole_gives(path: list[int], cuts: list[int]) -> No
 def test_an_example() -> None:
     assert best_path(emissions([0, 1, 1, 0, 1, 2, 2, 0, 0, 3])) == [1, 1, 2, 3]
     assert best_path(torch.zeros(0, 4)) == []
+
+
+def words(vocabulary: Vocabulary, *units: str) -> tuple[TimedWord, ...]:
+    """The words of a best path of these units (``-``: blank), fed one step at a time."""
+    search = GreedySearch(vocabulary)
+    state = search.begin()
+    for unit in units:
+        scores = torch.full((1, len(vocabulary)), 1e-3)
+        scores[0, vocabulary.index.get(unit, 0)] = 0.9
+        state = search.step(scores.log().numpy(), state)
+    assert search.best(state) == search.end(state.clone())
+    return search.end(state).words
+
+
+def test_words_without_a_lexicon() -> None:
+    letters = CharacterVocabulary()
+    assert words(letters, *" --aa -bee-e ") == (TimedWord("a", 3, 4), TimedWord("bee", 7, 11))
+    pieces = BpeVocabulary(["<blank>", "_a", "_b", "b", "e"], [])
+    assert words(pieces, "_a", "-", "_b", "_b", "e", "-", "e") == (TimedWord("a", 0, 0), TimedWord("bee", 2, 6))
+    phones = PhoneVocabulary.of(["AH", "B"])
+    assert words(phones, "B", "AH", "AH") == (TimedWord("B", 0, 0), TimedWord("AH", 1, 2))
+    search = GreedySearch(letters)
+    assert search.end(search.begin()) == Hypothesis((), 0.0)
+    assert words(letters, "-", " ", "-") == ()

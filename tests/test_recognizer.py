@@ -1,9 +1,11 @@
 """asr.recognizer: the same audio gives the same text and times, however it comes and whoever comes with it."""
 
+import dataclasses
 import io
 import math
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -23,11 +25,12 @@ from tiny_model import babble, tiny_folder
 
 import asr
 from asr import Recognizer, Segment, Transcript
-from asr.checkpoint import models_folder
+from asr.checkpoint import LEXICON, models_folder, read_config, update_config
 from asr.decoding.endpoint import Endpointer
 from asr.decoding.lexicon_search import Hypothesis, TimedWord
 from asr.decoding.search_config import SearchConfig
 from asr.errors import AsrError, AudioError, ModelError, StateError, UsageError
+from asr.lexicon import Lexicon
 from asr.model_config import HOP, STEP_MS
 from asr.recognizer import StreamState, _without_last_word, as_samples, feed_many, finish_many
 from asr.results import Partial, Result
@@ -533,6 +536,21 @@ def test_loading(tiny: Recognizer, tiny_path: Path) -> None:
             Recognizer.load(tiny_path, device=device)
 
 
+def test_a_model_without_a_lexicon_gives_its_units(tiny_path: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(tiny_path, tmp_path / "greedy"))
+    Lexicon({}).save(path / LEXICON)
+    update_config(path, dataclasses.replace(read_config(path), head="characters"))
+    recognizer, audio = Recognizer.load(path), babble(10, seed=1)
+    found = streamed(recognizer, [audio])
+    check_times(found, 10.0)
+    assert sum(len(s.text) for s in found) > 20
+    assert streamed(recognizer, cut(audio, [1600])) == found
+    stream = recognizer.stream()
+    results = stream.feed(audio[:40000])
+    stream = recognizer.stream(state=StreamState.from_bytes(stream.state.to_bytes()))
+    assert segments(results + stream.feed(audio[40000:]) + stream.finish()) == found
+
+
 def test_importing_the_package_is_cheap() -> None:
     code = "import sys, asr; asr.Transcript; print('torch' in sys.modules, 'numpy' in sys.modules, dir(asr))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -550,6 +568,7 @@ def _resident() -> float:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("minutes", "pauses"), [(60, True), (10, False)])
 def test_cost_is_constant_over_a_long_stream(tiny_path: Path, minutes: int, pauses: bool) -> None:
     """An hour of babble in chunks of a second, and ten minutes without any pause to cut in."""

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
+import numpy as np
 from torch import Tensor
 
-from asr.vocabulary import BLANK
+from asr.decoding.lexicon_search import Emissions, Hypothesis, SearchState, TimedWord
+from asr.vocabulary import BLANK, WORD_START, BpeVocabulary, CharacterVocabulary, Vocabulary
+
+Run = tuple[int, int, int]  # a unit, its first and its last step
 
 
 def best_path(emissions: Tensor) -> list[int]:
@@ -21,7 +27,7 @@ class GreedyState:
 
     last: int = BLANK
     steps: int = 0
-    units: list[tuple[int, int, int]] = field(default_factory=list)
+    units: list[Run] = field(default_factory=list)
 
 
 class GreedyDecoder:
@@ -34,11 +40,69 @@ class GreedyDecoder:
     def step(self, emissions: Tensor, state: GreedyState) -> GreedyState:
         """``emissions``: (steps, units) of one stream. Returns the state after them; the one given stays as it was."""
         last, units = state.last, list(state.units)
-        for step, unit in enumerate(emissions.argmax(dim=-1).tolist(), start=state.steps):
-            if unit != BLANK:
-                if unit == last:
-                    units[-1] = (unit, units[-1][1], step)
-                else:
-                    units.append((unit, step, step))
+        for unit, first, stop in _runs(emissions.argmax(dim=-1).tolist()):
+            if first == 0 and unit == last != BLANK:
+                units[-1] = (unit, units[-1][1], state.steps + stop)
+            elif unit != BLANK:
+                units.append((unit, state.steps + first, state.steps + stop))
             last = unit
         return GreedyState(last, state.steps + len(emissions), units)
+
+
+class GreedySearch:
+    """Words without a lexicon, in the shape of :class:`asr.decoding.lexicon_search.LexiconSearch`: for models that
+    have none. Characters and BPE pieces spell words of any kind; of a head of phones every phone is a word."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+
+    def begin(self) -> SearchState:
+        """State of a new segment."""
+        return SearchState()
+
+    def step(self, emissions: Emissions, state: SearchState) -> SearchState:
+        """Advance by ``emissions`` (steps, units) log-probabilities; the state given is used up."""
+        if len(emissions):
+            state.emissions.append(np.array(emissions, dtype=np.float32))
+            state.steps += len(emissions)
+        return state
+
+    def best(self, state: SearchState) -> Hypothesis:
+        """The words so far; the last may still be incomplete."""
+        return self.end(state)
+
+    def end(self, state: SearchState) -> Hypothesis:
+        """The words of the segment."""
+        emissions = state.array(len(self.vocabulary))
+        words = []
+        for runs in self._words(emissions):
+            text = self.vocabulary.decode(unit for unit, _, _ in runs)
+            if text:
+                words.append(TimedWord(text, runs[0][1], runs[-1][2]))
+        return Hypothesis(tuple(words), float(emissions.max(axis=1, initial=-np.inf).sum()))
+
+    def _words(self, emissions: Emissions) -> Iterator[list[Run]]:
+        """The runs of each word."""
+        word: list[Run] = []
+        for run in _runs(emissions.argmax(axis=1).tolist()):
+            unit = self.vocabulary.units[run[0]]
+            if run[0] == BLANK:
+                continue
+            if word and self._begins_word(unit):
+                yield word
+                word = []
+            if unit != " ":
+                word.append(run)
+        if word:
+            yield word
+
+    def _begins_word(self, unit: str) -> bool:
+        if isinstance(self.vocabulary, CharacterVocabulary):
+            return unit == " "
+        return not isinstance(self.vocabulary, BpeVocabulary) or unit.startswith(WORD_START)
+
+
+def _runs(best: list[int]) -> list[Run]:
+    """Runs of equal units, blanks included."""
+    edges = [0, *(i for i in range(1, len(best)) if best[i] != best[i - 1]), len(best)] if best else []
+    return [(best[start], start, stop - 1) for start, stop in pairwise(edges)]
