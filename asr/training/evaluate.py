@@ -79,8 +79,7 @@ def main(
             took = time.perf_counter() - began
             seconds = sum(len(a) for a in audio) / recognizer.sample_rate
             references = [u.text for u in utterances]
-            known = any(u.speaker not in ("", "unknown") for u in utterances)
-            speakers = [u.speaker for u in utterances] if known else None
+            speakers = ["" if u.speaker == "unknown" else u.speaker for u in utterances]  # "": one of its own
             result = CorpusResult(
                 name,
                 mode,
