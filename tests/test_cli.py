@@ -200,7 +200,7 @@ def test_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.C
 def called(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Calls of the functions behind ``asr train`` and ``asr eval``."""
     calls: list[dict[str, Any]] = []
-    for name in ("train", "evaluate"):
+    for name in ("run", "evaluate"):
         module = types.ModuleType(f"asr.training.{name}")
         module.main = lambda **options: calls.append(options)  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, module.__name__, module)
