@@ -87,6 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_lm = group(add("lm", "build and measure language models"))
     _add_lm_build(add_lm("build", "estimate a language model from texts", _lm_build))
     _add_lm_perplexity(add_lm("perplexity", "measure a language model on texts", _lm_perplexity))
+    _add_lm_convert(add_lm("convert", "write a language model in another format", _lm_convert))
     return parser
 
 
@@ -201,19 +202,22 @@ def _add_manifests(parser: argparse.ArgumentParser, name: str, help: str) -> Non
 # --- asr lm ---------------------------------------------------------------------------------------------------------
 
 
+_LM_OUTPUT = "file to write: .arpa[.gz|.xz] ARPA, .kenlm or .bin KenLM's binary, any other name the compact format"
+
+
 def _add_lm_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "texts", nargs="+", metavar="TEXT",
         help="text with a sentence a line, or .tsv with a column 'text'; may be compressed; PATH:FIRST-LAST takes some"
         " lines; each TEXT becomes a component of the mixture, A+B one of both files",
     )  # fmt: skip
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help=".arpa[.gz|.xz], else binary")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help=_LM_OUTPUT)
     parser.add_argument("--order", type=_positive, default=3, metavar="N", help="longest n-grams (3)")
     parser.add_argument("--vocabulary-size", type=_positive, default=60_000, metavar="N", help="most frequent words")
     parser.add_argument("--vocabulary", type=Path, metavar="FILE", help="these words instead, one a line")
     parser.add_argument("--min-count", type=_counts, metavar="N,...", help="leave out rarer n-grams, per order (1)")
     parser.add_argument("--prune-ngrams", type=_positive, metavar="N", help="prune to N n-grams above single words")
-    parser.add_argument("--max-bytes", type=_positive, metavar="N", help="prune to a file of N bytes")
+    parser.add_argument("--max-bytes", type=_positive, metavar="N", help="prune to N bytes of the file that is written")
     parser.add_argument("--dev", nargs="+", action="extend", metavar="TEXT", help="tune the mixture on these; measure")
     parser.add_argument("--weights", type=_weights, metavar="X,...", help="weights of the mixture, one per TEXT")
     parser.add_argument("--quiet", action="store_true", help="do not say what is being done")
@@ -235,10 +239,9 @@ def _lm_build(args: argparse.Namespace) -> int:
         weights=args.weights,
         progress=not args.quiet,
     )
-    full, kept = (" + ".join(f"{count:,}" for count in counts) for counts in (report.full_counts, report.counts))
-    print(f"{report.path}: {report.bytes:,} bytes, {report.words:,} words, n-grams {kept}")
+    _print_lm(report.path, report.bytes, report.words, report.counts)
     if report.counts != report.full_counts:
-        print(f"before pruning: n-grams {full}")
+        print(f"before pruning: n-grams {_sum(report.full_counts)}")
     if len(report.weights) > 1:
         for text, weight in zip(args.texts, report.weights, strict=True):
             print(f"weight {weight:.3f}  {text}")
@@ -247,7 +250,7 @@ def _lm_build(args: argparse.Namespace) -> int:
 
 
 def _add_lm_perplexity(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("lm", type=Path, metavar="LM", help="language model file, binary or ARPA")
+    parser.add_argument("lm", type=Path, metavar="LM", help="language model file of any format")
     parser.add_argument("texts", nargs="+", metavar="TEXT", help="texts as for 'asr lm build'")
 
 
@@ -263,6 +266,28 @@ def _lm_perplexity(args: argparse.Namespace) -> int:
         rows.append((text, model.perplexity(corpus), unknown / max(1, corpus.word_count)))
     _print_perplexities(rows)
     return 0
+
+
+def _add_lm_convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("lm", type=Path, metavar="IN", help="language model file of any format")
+    parser.add_argument("out", type=Path, metavar="OUT", help=_LM_OUTPUT)
+
+
+def _lm_convert(args: argparse.Namespace) -> int:
+    from asr import lm
+
+    model = lm.load(args.lm)
+    size = lm.save(model, args.out)
+    _print_lm(args.out, size, len(model.words) - 3, model.counts)
+    return 0
+
+
+def _print_lm(path: Path, size: int, words: int, counts: Sequence[int]) -> None:
+    print(f"{path}: {size:,} bytes, {words:,} words, n-grams {_sum(counts)}")
+
+
+def _sum(counts: Sequence[int]) -> str:
+    return " + ".join(f"{count:,}" for count in counts)
 
 
 def _print_perplexities(rows: Sequence[tuple[str, float, float]]) -> None:

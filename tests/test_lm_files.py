@@ -32,9 +32,10 @@ from asr.lm import (
     read_words,
     save,
     save_binary,
+    save_compact,
     write_arpa,
 )
-from asr.lm.kenlm import murmur_hashes
+from asr.lm.kenlm import KenlmSize, murmur_hashes
 from asr.text import normalize
 
 SMALL_ARPA = """some comment
@@ -184,18 +185,21 @@ def test_broken_arpa_files_give_errors_that_name_the_line(tmp_path, old, new, li
     with pytest.raises(LanguageModelError) as caught:
         read_arpa(path)
     message = str(caught.value)
-    assert f"m.arpa, line {line}: " in message
+    assert f"m.arpa cannot be read: line {line}: " in message
     assert what in message
     assert "\n" not in message
 
 
 def test_missing_and_unreadable_files_are_errors(tmp_path):
     (tmp_path / "m.arpa.gz").write_bytes(b"not gzip")
-    for name in ("m.arpa.gz", "gone.arpa", "gone.lm"):
-        with pytest.raises(LanguageModelError, match="cannot read the language model"):
-            load(tmp_path / name)
+    with pytest.raises(LanguageModelError, match=r"^the language model .*m\.arpa\.gz cannot be read: "):
+        load(tmp_path / "m.arpa.gz")
+    for name in ("gone.arpa", "gone.lm"):
+        for reader in (load, read_arpa, load_binary, lambda path: open_kenlm(path, ["a"])):
+            with pytest.raises(LanguageModelError, match=rf"^there is no language model .*{name}$"):
+                reader(tmp_path / name)
     for writer in (write_arpa, save_binary):
-        with pytest.raises(LanguageModelError, match="cannot write the language model"):
+        with pytest.raises(LanguageModelError, match=r"^the language model .* cannot be written: No such file"):
             writer(estimate(["a"], 2), tmp_path / "no" / "m")
 
 
@@ -258,7 +262,7 @@ def kenlm_score(kenlm, ids: dict[str, int], sentence: str) -> float:
 
 
 @pytest.mark.parametrize("order", [2, 3, 4, 5])
-@pytest.mark.parametrize("kind", ["lm", "arpa"])
+@pytest.mark.parametrize("kind", ["kenlm", "arpa"])
 def test_kenlm_scores_equal_ours(tmp_path, order, kind, capfd):
     pytest.importorskip("flashlight.lib.text.decoder.kenlm")
     model = prune(big_model(order), max_ngrams=3000)
@@ -278,8 +282,8 @@ def test_kenlm_reads_a_binary_of_an_incomplete_model(tmp_path):
     path = tmp_path / "m.arpa"
     path.write_text(SMALL_ARPA.replace("-0.5\ta b\t-0.2\n", "").replace("ngram 2=3", "ngram 2=2"))
     model = read_arpa(path)
-    save(model, tmp_path / "m.lm")
-    kenlm = open_kenlm(tmp_path / "m.lm", model.words)
+    save(model, tmp_path / "m.kenlm")
+    kenlm = open_kenlm(tmp_path / "m.kenlm", model.words)
     for sentence in ("a b", "a", "b a b", "a b b a", "what a"):
         assert kenlm_score(kenlm, model.word_ids, sentence) == pytest.approx(model.score(sentence), abs=1e-5)
 
@@ -316,12 +320,16 @@ def test_damaged_binaries_are_errors_of_one_line(tmp_path):
         bad.write_bytes(content)
         with pytest.raises(LanguageModelError) as caught:
             load_binary(bad)
-        assert "bad.lm" in str(caught.value) and "\n" not in str(caught.value)
+        assert str(caught.value).startswith(f"the language model {bad} cannot be read: ")
+        assert "\n" not in str(caught.value)
     for content in (data[: len(data) // 2], b"\\data\\\nngram 1=2\n"):
         bad.write_bytes(content)
-        with pytest.raises(LanguageModelError, match=r"bad\.lm") as caught:
+        with pytest.raises(LanguageModelError, match=r"^the language model .*bad\.lm cannot be read: ") as caught:
             open_kenlm(bad, ["a"])
         assert "\n" not in str(caught.value)
+    save_compact(big_model(2), bad)
+    with pytest.raises(LanguageModelError, match=r"bad\.lm cannot be read: KenLM knows no compact files"):
+        open_kenlm(bad, ["a"])
     with pytest.raises(LanguageModelError, match="2 to 16 bits"):
         save_binary(big_model(2), bad, (1, 8))
 
@@ -331,7 +339,7 @@ def test_pruning_to_a_size_fills_it(tmp_path):
     full = binary_size(model.counts, model.words)
     empty = binary_size((model.counts[0], 0, 0), model.words)
     target = (full + empty) // 2
-    pruned = prune(model, max_bytes=target)
+    pruned = prune(model, max_bytes=target, file_size=KenlmSize())
     size = save_binary(pruned, tmp_path / "m.lm")
     assert target - 100 <= size <= target
     for order in (1, 3):
@@ -347,9 +355,9 @@ def test_build_mixes_prunes_and_reports(tmp_path, capsys):
     one.write_text("\n".join(random_text(1, 800)))
     two.write_bytes(gzip.compress("\n".join(random_text(2, 300)).encode()))
     dev.write_text("text\n" + "\n".join(random_text(1, 900)[800:]) + "\nunheard b\n")
-    report = build([one, two], tmp_path / "out.lm", dev=dev, vocabulary_size=10, max_bytes=4000, progress=True)
+    report = build([one, two], tmp_path / "out.lm", dev=dev, vocabulary_size=10, max_bytes=6000, progress=True)
     assert report.words == 10
-    assert report.bytes == (tmp_path / "out.lm").stat().st_size <= 4000
+    assert report.bytes == (tmp_path / "out.lm").stat().st_size <= 6000
     assert sum(report.counts) < sum(report.full_counts)
     assert report.weights[0] > 0.8 and sum(report.weights) == pytest.approx(1.0)
     assert report.dev[0].text == str(dev) and 0 < report.dev[0].oov_rate < 1

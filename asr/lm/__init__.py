@@ -5,12 +5,14 @@
 -0.135
 
 A model is estimated by interpolated modified Kneser-Ney smoothing (:func:`estimate`), several are mixed into one
-(:func:`mix`, :func:`tune_weights`) and pruned by relative entropy to a size (:func:`prune`). The compact binary of
-:func:`save` is a KenLM file that decoders map into memory (:func:`open_kenlm`); ARPA files are read and written, too.
+(:func:`mix`, :func:`tune_weights`) and pruned by relative entropy to a size (:func:`prune`). :func:`save` writes a
+compact file that :func:`load` reads at once, or by the name's ending an ARPA file or a KenLM binary, which
+:func:`open_kenlm` opens; all three are read.
 """
 
 from asr.lm.arpa import read_arpa, write_arpa
-from asr.lm.build import BuildReport, DevResult, TextFile, build, load, save
+from asr.lm.build import BuildReport, DevResult, TextFile, build, file_size, load, save
+from asr.lm.compact import load_compact, save_compact
 from asr.lm.complete import complete
 from asr.lm.estimate import estimate
 from asr.lm.kenlm import binary_size, load_binary, open_kenlm, read_words, save_binary
@@ -31,8 +33,10 @@ __all__ = [
     "complete",
     "encode",
     "estimate",
+    "file_size",
     "load",
     "load_binary",
+    "load_compact",
     "mix",
     "open_kenlm",
     "prune",
@@ -40,6 +44,7 @@ __all__ = [
     "read_words",
     "save",
     "save_binary",
+    "save_compact",
     "select_vocabulary",
     "tune_weights",
     "write_arpa",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 
-from asr.errors import LanguageModelError
 from asr.lm.model import NEVER, NgramModel
-from asr.lm.text import READ_ERRORS, SPECIAL, open_bytes, open_text, reason
+from asr.lm.text import READ_ERRORS, SPECIAL, cannot_read, cannot_write, open_bytes, open_text
 
 _COUNT = re.compile(rb"ngram\s+(\d+)\s*=\s*(\d+)")
 _UNK_SPELLINGS = (b"<unk>", b"<UNK>")
@@ -34,7 +34,7 @@ def write_arpa(model: NgramModel, path: str | Path) -> None:
                 file.write(_section(model, n, texts))
             file.write("\n\\end\\\n")
     except OSError as error:
-        raise LanguageModelError(f"cannot write the language model {path}: {reason(error)}") from None
+        raise cannot_write(path, error) from None
 
 
 def _section(model: NgramModel, order: int, texts: list[str]) -> str:
@@ -45,6 +45,38 @@ def _section(model: NgramModel, order: int, texts: list[str]) -> str:
     listed = model.is_context(order) | (backoffs != 0.0)
     weights = [f"\t{weight:.6f}" if has else "" for weight, has in zip(backoffs.tolist(), listed.tolist(), strict=True)]
     return "".join([f"{v:.6f}\t{t}{w}\n" for v, t, w in zip(values, texts, weights, strict=True)])
+
+
+class ArpaSize:
+    """Bytes of an ARPA file that is not compressed, for :func:`asr.lm.prune`; at most a byte a context too many."""
+
+    def per_ngram(self, model: NgramModel) -> list[np.ndarray]:
+        """Bytes of each n-gram, per order from 2 up: (count,) int64; those of its back-off weight left out."""
+        return _line_bytes(model)[1:]
+
+    def counter(self, model: NgramModel) -> Callable[[Sequence[np.ndarray]], int]:
+        """Gives the bytes of the file with only the marked n-grams (one boolean array per order from 2 up)."""
+        words, *lines = _line_bytes(model)
+        prefixes = [model.prefixes(n) for n in range(2, model.order + 1)]
+
+        def size(kept: Sequence[np.ndarray]) -> int:
+            total = 100 + 40 * model.order + int(words.sum())  # headers and words
+            for line, prefix, mark in zip(lines, prefixes, kept, strict=True):
+                contexts = np.count_nonzero(np.bincount(prefix[mark]))
+                total += int(line[mark].sum()) + 10 * contexts  # a tab, and no weight is as low as -10
+            return total
+
+        return size
+
+
+def _line_bytes(model: NgramModel) -> list[np.ndarray]:
+    """Of each n-gram's line, per order: the bytes of probability, tab, words with spaces between them and line end."""
+    words = np.array([len(word.encode()) for word in model.words])
+    lengths = [words]
+    for n in range(2, model.order + 1):
+        lengths.append(lengths[-1][model.prefixes(n)] + 1 + words[model.last_words(n)])
+    widths = [np.where(log_probs > -9.9999995, 9, 10) for log_probs in model.log_probs]
+    return [width + length + 2 for width, length in zip(widths, lengths, strict=True)]
 
 
 def read_arpa(path: str | Path) -> NgramModel:
@@ -58,7 +90,7 @@ def read_arpa(path: str | Path) -> NgramModel:
         with open_bytes(path) as file:
             lines = file.read().splitlines()
     except READ_ERRORS as error:
-        raise LanguageModelError(f"cannot read the language model {path}: {reason(error)}") from None
+        raise cannot_read(path, error) from None
     return _Reader(path, lines).read()
 
 
@@ -206,7 +238,7 @@ class _Reader:
         return place
 
     def _fail(self, what: str, index: int) -> NoReturn:
-        raise LanguageModelError(f"{self.path}, line {index + 1}: {what}")
+        raise cannot_read(self.path, f"line {index + 1}: {what}")
 
 
 def _text(data: bytes) -> str:

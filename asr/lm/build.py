@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from asr.errors import LanguageModelError
-from asr.lm.arpa import read_arpa, write_arpa
+from asr.lm.arpa import ArpaSize, read_arpa, write_arpa
+from asr.lm.compact import CompactSize, is_compact, load_compact, save_compact
 from asr.lm.estimate import estimate
-from asr.lm.kenlm import is_binary, load_binary, save_binary
+from asr.lm.kenlm import KenlmSize, is_binary, load_binary, save_binary
 from asr.lm.mix import mix, tune_weights
 from asr.lm.model import NgramModel
-from asr.lm.prune import prune
-from asr.lm.text import SPECIAL, UNK_ID, Corpus, Normalizer, encode, read_lines, reason, select_vocabulary
+from asr.lm.prune import FileSize, prune
+from asr.lm.text import SPECIAL, UNK_ID, Corpus, Normalizer, cannot_read, encode, read_lines, select_vocabulary
 
 DEFAULT_ORDER = 3
 DEFAULT_VOCABULARY_SIZE = 60_000
@@ -104,8 +105,7 @@ def build(
     weights: Sequence[float] | None = None,
     progress: bool = False,
 ) -> BuildReport:
-    """Estimate a language model and write it to ``output``: as an ARPA file if its name says so (.arpa, .arpa.gz,
-    .arpa.xz), else as the compact binary that decoders map into memory.
+    """Estimate a language model and write it to ``output``, in the format that its name says (see :func:`save`).
 
     texts: one or several; each becomes a model by itself, and these are mixed. A list within the list is one text.
     vocabulary_size: that many words, most frequent over the texts as they are weighted.
@@ -126,6 +126,7 @@ def build(
         raise LanguageModelError(f"{len(texts)} texts need as many weights, not {len(weights)}")
     if prune_ngrams is not None and max_bytes is not None:
         raise LanguageModelError("give the number of n-grams or the size to prune to, not both")
+    size_of = file_size(output) if max_bytes is not None else None
     normalizer = Normalizer()
     dev_texts = {str(spec): list(TextFile.parse(spec).sentences(normalizer)) for spec in _files(dev or ())}
     corpora: list[Corpus] = []
@@ -159,31 +160,53 @@ def build(
     full_counts = model.counts
     if prune_ngrams is not None or max_bytes is not None:
         say("pruning")
-        model = prune(model, max_ngrams=prune_ngrams, max_bytes=max_bytes)
+        model = prune(model, max_ngrams=prune_ngrams, max_bytes=max_bytes, file_size=size_of)
     say(f"writing {output}")
     size = save(model, output)
     measured = load(output) if dev_texts else model  # as it lies on disk, rounding included
     results = tuple(_measured(measured, name, sentences) for name, sentences in dev_texts.items())
-    return BuildReport(
-        Path(output), size, len(words), tuple(shares), full_counts, model.counts, results, say.seconds()
-    )
+    return BuildReport(Path(output), size, len(words), tuple(shares), full_counts, model.counts, results, say.seconds())
 
 
 def save(model: NgramModel, path: str | Path) -> int:
-    """Write a model as its name says: ``.arpa`` (also ``.arpa.gz``, ``.arpa.xz``) or else binary. Bytes written."""
-    if ".arpa" in Path(path).suffixes:
+    """Write a model as its name says: ``.arpa`` (also compressed: ``.arpa.gz``, ``.arpa.xz``, ``.arpa.bz2``) as ARPA,
+    ``.kenlm`` or ``.bin`` as a KenLM binary, everything else as a compact file. Returns the bytes written."""
+    kind = _kind(path)
+    if kind == "arpa":
         write_arpa(model, path)
         return Path(path).stat().st_size
-    return save_binary(model, path)
+    return save_binary(model, path) if kind == "kenlm" else save_compact(model, path)
+
+
+def file_size(path: str | Path) -> FileSize:
+    """How the bytes of the file that :func:`save` writes to ``path`` are counted.
+
+    Raises :class:`LanguageModelError` for compressed ARPA files, whose size is known only when they are written.
+    """
+    kind = _kind(path)
+    if kind == "arpa" and Path(path).suffix != ".arpa":
+        raise LanguageModelError(f"the size of a compressed file ({path}) cannot be given: give the number of n-grams")
+    sizes: dict[str, FileSize] = {"arpa": ArpaSize(), "kenlm": KenlmSize(), "compact": CompactSize()}
+    return sizes[kind]
 
 
 def load(path: str | Path) -> NgramModel:
-    """Read a model, binary or ARPA, whichever the file holds. Raises :class:`LanguageModelError`."""
+    """Read a model, compact, KenLM binary or ARPA, whichever the file holds. Raises :class:`LanguageModelError`."""
     try:
-        binary = is_binary(path)
+        if is_compact(path):
+            return load_compact(path)
+        if is_binary(path):
+            return load_binary(path)
     except OSError as error:
-        raise LanguageModelError(f"cannot read the language model {path}: {reason(error)}") from None
-    return load_binary(path) if binary else read_arpa(path)
+        raise cannot_read(path, error) from None
+    return read_arpa(path)
+
+
+def _kind(path: str | Path) -> str:
+    suffixes = Path(path).suffixes
+    if ".arpa" in suffixes:
+        return "arpa"
+    return "compact" if suffixes[-1:] == [".compact"] else "kenlm"
 
 
 class _Progress:

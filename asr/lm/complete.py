@@ -42,4 +42,3 @@ def from_ngrams(model: NgramModel, grams: list[np.ndarray]) -> NgramModel:
             if shares is not None and model.context_shares is not None:
                 shares.append(np.where(old >= 0, model.context_shares[n - 1][old], np.float32(0.0)))
     return NgramModel(model.words, tuple(keys), tuple(log_probs), tuple(backoffs), tuple(shares) if shares else None)
-

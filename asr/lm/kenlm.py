@@ -1,4 +1,4 @@
-"""Compact binary language models: KenLM's quantised, array-compressed trie, written and read with numpy.
+"""KenLM binary language models: KenLM's quantised, array-compressed trie, written and read with numpy.
 
 KenLM (K. Heafield 2011, "KenLM: faster and smaller language model queries", WMT; binary format version 5) maps such a
 file into memory and queries it as it lies, so a decoder starts without parsing anything, and the same file is small
@@ -19,7 +19,7 @@ The trie runs from the last word of an n-gram backwards: the parent of (a, b, c)
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,11 @@ from typing import Any
 import numpy as np
 
 from asr.errors import LanguageModelError
+from asr.lm.compact import is_compact
 from asr.lm.complete import complete
 from asr.lm.model import NgramModel
-from asr.lm.text import SPECIAL, UNK, reason
+from asr.lm.quantise import quantise
+from asr.lm.text import SPECIAL, UNK, cannot_read, cannot_write
 
 _MAGIC = b"mmap lm http://kheafield.com/code format version 5\n\0\0"
 _SANITY = _MAGIC.ljust(-(-len(_MAGIC) // 8) * 8, b"\0") + struct.pack("<fffIIIQ", 0.0, 1.0, -0.5, 1, 2**32 - 1, 0, 1)
@@ -108,13 +110,33 @@ def _pointer_split(entries: int, max_next: int) -> tuple[int, int]:
 
 def binary_size(counts: Sequence[int], words: Sequence[str], bits: tuple[int, int] = DEFAULT_BITS) -> int:
     """Bytes of the file that :func:`save_binary` writes for a model with these n-gram counts and words."""
-    counts = [*counts, 0] if len(counts) == 1 else list(counts)
-    return _Layout.of(counts, *bits).end + sum(len(word.encode()) + 1 for word in words)
+    return _Layout.of(_two(counts), *bits).end + sum(len(word.encode()) + 1 for word in words)
 
 
-def record_bits(counts: Sequence[int], bits: tuple[int, int] = DEFAULT_BITS) -> list[int]:
-    """Bits that one n-gram takes in the file, for each order from 2 up."""
-    return [level.record_bits for level in _Layout.of(counts, *bits).levels]
+def _two(counts: Sequence[int]) -> list[int]:
+    """KenLM's trie has at least two orders."""
+    return [*counts, 0] if len(counts) == 1 else list(counts)
+
+
+@dataclass(frozen=True)
+class KenlmSize:
+    """Bytes of a KenLM binary, for :func:`asr.lm.prune`; exact."""
+
+    bits: tuple[int, int] = DEFAULT_BITS
+
+    def per_ngram(self, model: NgramModel) -> list[float]:
+        """Bytes of an n-gram of each order from 2 up."""
+        return [level.record_bits / 8 for level in _Layout.of(model.counts, *self.bits).levels]
+
+    def counter(self, model: NgramModel) -> Callable[[Sequence[np.ndarray]], int]:
+        """Gives the bytes of the file with only the marked n-grams (one boolean array per order from 2 up)."""
+        fixed = binary_size(model.counts, model.words, self.bits) - _Layout.of(_two(model.counts), *self.bits).end
+
+        def size(kept: Sequence[np.ndarray]) -> int:
+            counts = [model.counts[0], *(int(np.count_nonzero(mark)) for mark in kept)]
+            return fixed + _Layout.of(_two(counts), *self.bits).end
+
+        return size
 
 
 def save_binary(model: NgramModel, path: str | Path, bits: tuple[int, int] = DEFAULT_BITS) -> int:
@@ -143,13 +165,13 @@ def save_binary(model: NgramModel, path: str | Path, bits: tuple[int, int] = DEF
     unigrams["next"] = trie.first_children(1)
     table = layout.quantisation + 8
     for n, level in enumerate(layout.levels, start=2):
-        centres, codes = _quantise(trie.log_probs[n - 1], 2**prob_bits - 1)
-        _view(file, table, "<f4", 2**prob_bits)[:] = np.concatenate([[-np.inf], centres])
+        centres, codes = quantise(trie.log_probs[n - 1], 2**prob_bits - 1)
+        _view(file, table, "<f4", 2**prob_bits)[:] = _padded([-np.inf], centres, 2**prob_bits)
         codes += np.uint64(1)  # code 0 would be "no probability of its own"
         table += 4 * 2**prob_bits
         if n < len(trie.counts):
             centres, backoff_codes = _quantise_backoffs(trie.backoffs[n - 1], trie.is_context[n - 1], backoff_bits)
-            _view(file, table, "<f4", 2**backoff_bits)[:] = np.concatenate([[-0.0, 0.0], centres])
+            _view(file, table, "<f4", 2**backoff_bits)[:] = _padded([-0.0, 0.0], centres, 2**backoff_bits)
             table += 4 * 2**backoff_bits
             values = backoff_codes | (codes << np.uint64(backoff_bits))
             _write_middle(file, level, trie.words[n - 1], values, trie.first_children(n))
@@ -160,7 +182,7 @@ def save_binary(model: NgramModel, path: str | Path, bits: tuple[int, int] = DEF
     try:
         Path(path).write_bytes(bytes(file) + strings)
     except OSError as error:
-        raise LanguageModelError(f"cannot write the language model {path}: {error.strerror}") from None
+        raise cannot_write(path, error) from None
     return len(file) + len(strings)
 
 
@@ -178,16 +200,17 @@ def open_kenlm(path: str | Path, words: Sequence[str]) -> Any:
     try:
         if is_binary(path):
             _open(path)  # what is wrong, in our words
+        elif is_compact(path):
+            raise cannot_read(path, "KenLM knows no compact files: 'asr lm convert' makes a .kenlm file of it")
     except OSError as error:
-        raise LanguageModelError(f"cannot read the language model {path}: {reason(error)}") from None
+        raise cannot_read(path, error) from None
     dictionary = Dictionary()
     for word in words:
         dictionary.add_entry(word)
     try:
         return KenLM(str(path), dictionary)
     except RuntimeError as error:
-        said = " ".join(str(error).split())
-        raise LanguageModelError(f"KenLM cannot read the language model {path}: {said}") from None
+        raise cannot_read(path, error) from None
 
 
 def is_binary(path: str | Path) -> bool:
@@ -213,7 +236,7 @@ def load_binary(path: str | Path) -> NgramModel:
     prob_bits, backoff_bits = bits
     for n, level in enumerate(layout.levels, start=2):
         if first[0] != 0 or first[-1] != level.count or (np.diff(first) < 0).any():
-            raise LanguageModelError(f"the language model {path} is corrupt: its {n}-grams do not add up")
+            raise cannot_read(path, f"it is corrupt: its {n}-grams do not add up")
         records = _unpack(file, level.records, level.record_bits, level.count + 1)
         parents.append(np.repeat(np.arange(len(first) - 1), np.diff(first)))
         words.append((records[:-1] & ((1 << level.word_bits) - 1)).astype(np.int64))
@@ -232,7 +255,7 @@ def load_binary(path: str | Path) -> NgramModel:
             first = (place << level.low_bits) + low.astype(np.int64)
         log_probs.append(prob_table[(values & np.uint64(2**prob_bits - 1)).astype(np.int64)])
         if words[-1].size and words[-1].max() >= counts[0]:
-            raise LanguageModelError(f"the language model {path} is corrupt: a {n}-gram holds an unknown word")
+            raise cannot_read(path, f"it is corrupt: a {n}-gram holds an unknown word")
     return _forward(vocabulary, words, parents, log_probs, backoffs, path)
 
 
@@ -246,37 +269,38 @@ def _open(path: str | Path) -> tuple[np.ndarray, list[int], _Layout, tuple[int, 
     try:
         file = np.memmap(path, dtype=np.uint8, mode="r") if Path(path).stat().st_size else np.zeros(0, dtype=np.uint8)
     except OSError as error:
-        raise LanguageModelError(f"cannot read the language model {path}: {error.strerror}") from None
+        raise cannot_read(path, error) from None
     start = len(_SANITY)
     if bytes(file[:start]) != _SANITY:
-        raise LanguageModelError(f"{path} is not a KenLM binary language model of version 5")
+        raise cannot_read(path, "it is no KenLM binary of version 5")
     if len(file) < start + _PARAMETERS.size + 8 * _MAX_ORDER:
-        raise LanguageModelError(f"the language model {path} is cut short")
+        raise cannot_read(path, "it is cut short")
     order, _, kind, has_words, version = _PARAMETERS.unpack(file[start : start + _PARAMETERS.size].tobytes())
     if kind != _QUANTISED_ARRAY_TRIE or version != _SEARCH_VERSION or not has_words or not 2 <= order <= _MAX_ORDER:
-        raise LanguageModelError(
-            f"the language model {path} is a KenLM binary of another kind: build it as a quantised trie with "
-            "array-compressed pointers (build_binary -q 8 -b 8 -a 64 trie), or give the ARPA file"
+        raise cannot_read(
+            path,
+            "it is a KenLM binary of another kind: build it as a quantised trie with array-compressed pointers "
+            "(build_binary -q 8 -b 8 -a 64 trie), or give the ARPA file",
         )
     counts = [int(c) for c in np.frombuffer(file[start + _PARAMETERS.size :][: 8 * order].tobytes(), dtype="<u8")]
     if max(counts) > len(file) * 8:
-        raise LanguageModelError(f"the language model {path} is cut short or corrupt")
+        raise cannot_read(path, "it is cut short or corrupt")
     head = _Layout.of([counts[0], *([0] * (order - 1))], *DEFAULT_BITS)
     if len(file) < head.quantisation + 3:
-        raise LanguageModelError(f"the language model {path} is cut short")
+        raise cannot_read(path, "it is cut short")
     version, prob_bits, backoff_bits = (int(b) for b in file[head.quantisation : head.quantisation + 3])
     if version != _QUANTISATION_VERSION or not 1 <= prob_bits <= 25 or not 2 <= backoff_bits <= 25:
-        raise LanguageModelError(f"the language model {path} is corrupt: impossible quantisation")
+        raise cannot_read(path, "it is corrupt: impossible quantisation")
     layout = _Layout.of(counts, prob_bits, backoff_bits)
     if len(file) < layout.end:
-        raise LanguageModelError(f"the language model {path} is cut short: {len(file)} of {layout.end} bytes")
+        raise cannot_read(path, f"it is cut short: {len(file)} of {layout.end} bytes")
     return file, counts, layout, (prob_bits, backoff_bits)
 
 
 def _words(file: np.ndarray, offset: int, count: int, path: str | Path) -> tuple[str, ...]:
     words = tuple(bytes(file[offset:]).decode("utf-8", errors="replace").split("\0")[:-1])
     if len(words) != count or words[0] != UNK:
-        raise LanguageModelError(f"the language model {path} is cut short or corrupt: {len(words)} of {count} words")
+        raise cannot_read(path, f"it is cut short or corrupt: {len(words)} of {count} words")
     return words
 
 
@@ -291,7 +315,7 @@ def _forward(
     """The model from the reversed trie: n-grams sorted by their first words, special words first."""
     ids = {word: i for i, word in enumerate(vocabulary)}
     if not all(word in ids for word in SPECIAL):
-        raise LanguageModelError(f"the language model {path} lacks <s> or </s>")
+        raise cannot_read(path, "it lacks <s> or </s>")
     by_new = np.array([ids[w] for w in SPECIAL] + [i for i, w in enumerate(vocabulary) if w not in SPECIAL])
     new_id = np.empty(len(vocabulary), dtype=np.int64)
     new_id[by_new] = np.arange(len(vocabulary))
@@ -314,7 +338,7 @@ def _forward(
             place = np.searchsorted(reversed_keys[n - 2], wanted)
             place = np.minimum(place, max(0, len(reversed_keys[n - 2]) - 1))
             if len(wanted) and not (len(reversed_keys[n - 2]) and (reversed_keys[n - 2][place] == wanted).all()):
-                raise LanguageModelError(f"the language model {path} is corrupt: a {n}-gram lacks its context")
+                raise cannot_read(path, f"it is corrupt: a {n}-gram lacks its context")
             prefix_node = place
         reversed_keys.append(parent * size + word)
         key = number[prefix_node] * size + lasts
@@ -326,7 +350,10 @@ def _forward(
         if n < len(words):
             weights.append(backoffs[n - 1][by_key])
     model = NgramModel(tuple(vocabulary[i] for i in by_new), tuple(keys), tuple(probs), tuple(weights))
-    model.check()
+    try:
+        model.check()
+    except LanguageModelError as error:
+        raise cannot_read(path, f"it is corrupt: {error}") from None
     return model
 
 
@@ -335,9 +362,7 @@ def _at_least_bigrams(model: NgramModel) -> NgramModel:
         return model
     nothing = np.zeros(0, dtype=np.int64)
     backoffs = (np.zeros(model.counts[0], dtype=np.float32),)
-    return NgramModel(
-        model.words, (*model.keys, nothing), (*model.log_probs, nothing.astype(np.float32)), backoffs
-    )
+    return NgramModel(model.words, (*model.keys, nothing), (*model.log_probs, nothing.astype(np.float32)), backoffs)
 
 
 @dataclass(frozen=True)
@@ -414,34 +439,15 @@ def murmur_hashes(words: Sequence[bytes]) -> np.ndarray:
     return result
 
 
-def _quantise(values: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray]:
-    """At most ``bins`` ascending centres (padded to ``bins`` with the last), and the nearest one's place per value.
-
-    Half of the centres start with equal shares of the values (M. Federico, N. Bertoldi 2006, "How many bits are needed
-    to store probabilities for phrase-based translation?"), half at equal distances, so that no value is far from its
-    centre; Lloyd's algorithm improves them.
-    """
-    if not len(values):
-        return np.zeros(bins, dtype=np.float32), np.zeros(0, dtype=np.uint64)
-    ranked = np.sort(values.astype(np.float64))
-    sums = np.concatenate([[0.0], np.cumsum(ranked)])
-    shares = (bins + 1) // 2
-    quantiles = ranked[(np.arange(shares) * 2 + 1) * len(ranked) // (2 * shares)]
-    even = ranked[0] + (ranked[-1] - ranked[0]) * (np.arange(bins - shares) + 0.5) / max(1, bins - shares)
-    centres = np.unique(np.concatenate([quantiles, even]))
-    for _ in range(20):
-        edges = np.searchsorted(ranked, (centres[1:] + centres[:-1]) / 2)
-        edges = np.concatenate([[0], edges, [len(ranked)]])
-        filled = np.diff(edges) > 0
-        centres = (np.diff(sums[edges])[filled]) / np.diff(edges)[filled]
-    centres = centres.astype(np.float32)
-    codes = np.searchsorted((centres[1:] + centres[:-1]) / 2, values).astype(np.uint64)
-    return np.concatenate([centres, np.repeat(centres[-1:], bins - len(centres))]), codes
+def _padded(first: Sequence[float], centres: np.ndarray, length: int) -> np.ndarray:
+    """``first``, the centres and the last of all once more as often as there is room."""
+    values = np.concatenate([first, centres])
+    return np.concatenate([values, np.repeat(values[-1:], length - len(values))])
 
 
 def _quantise_backoffs(values: np.ndarray, is_context: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
     stored = is_context | (values != 0.0)
-    centres, codes = _quantise(values[stored & (values != 0.0)], 2**bits - 2)
+    centres, codes = quantise(values[stored & (values != 0.0)], 2**bits - 2)
     result = np.where(stored, np.uint64(_NO_BACKOFF), np.uint64(_NO_SUCCESSORS))
     result[stored & (values != 0.0)] = codes + np.uint64(_FIRST_BACKOFF)
     return centres, result

@@ -274,4 +274,3 @@ def with_backoffs(model: NgramModel) -> NgramModel:
         weight = np.maximum(1.0 - listed, 1e-9) / np.maximum(1.0 - lower, 1e-9)
         backoffs.append(np.where(model.is_context(n - 1), np.log10(weight), 0.0).astype(np.float32))
     return NgramModel(model.words, model.keys, model.log_probs, tuple(backoffs), model.context_shares)
-

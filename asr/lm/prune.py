@@ -3,14 +3,26 @@ Proc. DARPA Broadcast News Transcription and Understanding Workshop)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from asr.errors import LanguageModelError
+from asr.lm.compact import CompactSize
 from asr.lm.complete import complete
-from asr.lm.kenlm import DEFAULT_BITS, binary_size, record_bits
 from asr.lm.model import NgramModel, with_backoffs
+
+
+class FileSize(Protocol):
+    """How large a model is in a kind of file: CompactSize, KenlmSize or ArpaSize."""
+
+    def per_ngram(self, model: NgramModel) -> Sequence[float | np.ndarray]:
+        """Bytes of an n-gram of each order from 2 up, or (count,) bytes of each."""
+
+    def counter(self, model: NgramModel) -> Callable[[Sequence[np.ndarray]], int]:
+        """Gives the bytes, or a little more, of the file with only the marked n-grams (one boolean array per order
+        from 2 up)."""
 
 
 def prune(
@@ -19,14 +31,14 @@ def prune(
     max_ngrams: int | None = None,
     max_bytes: int | None = None,
     threshold: float | None = None,
-    bits: tuple[int, int] = DEFAULT_BITS,
+    file_size: FileSize | None = None,
 ) -> NgramModel:
     """The model without the n-grams whose loss changes it least; back-off weights are computed anew.
 
     Exactly one bound is given:
     max_ngrams: most n-grams above order one to keep (all words stay).
-    max_bytes: size of the file that :func:`asr.lm.save_binary` writes with ``bits``; an n-gram's loss is then divided
-        by the room it takes, since the shorter n-grams take more.
+    max_bytes: size of the file that will be written, as ``file_size`` counts it (None: :class:`CompactSize`); an
+        n-gram's loss is then divided by the room it takes, since the shorter n-grams take more.
     threshold: keep n-grams whose removal raises the relative perplexity by more than this (as SRILM's ``-prune``).
 
     What is kept is closed: with an n-gram stay its first n-1 and its last n-1 words. Contexts are weighed by how
@@ -38,14 +50,15 @@ def prune(
     """
     if sum(bound is not None for bound in (max_ngrams, max_bytes, threshold)) != 1:
         raise LanguageModelError("prune needs exactly one of max_ngrams, max_bytes and threshold")
+    file_size = file_size or CompactSize()
     if model.order == 1:
         if max_bytes is not None:
-            _check_words_fit(model, max_bytes, bits)
+            _check_words_fit(model, max_bytes, file_size)
         return model
     model = complete(model)
     values = removal_values(model)
     if max_bytes is not None:
-        for value, cost in zip(values, record_bits(model.counts, bits), strict=True):
+        for value, cost in zip(values, file_size.per_ngram(model), strict=True):
             value /= cost
     values = _closed(model, values)
     if threshold is not None:
@@ -54,7 +67,7 @@ def prune(
         limit = _limit_for_count(values, max_ngrams)
     else:
         assert max_bytes is not None
-        limit = _limit_for_bytes(model, values, max_bytes, bits)
+        limit = _limit_for_bytes(model, values, max_bytes, file_size)
     return keep(model, [value > limit for value in values])
 
 
@@ -136,20 +149,17 @@ def _limit_for_count(values: Sequence[np.ndarray], max_ngrams: int) -> float:
     return float(np.partition(everything, place)[place])
 
 
-def _limit_for_bytes(
-    model: NgramModel, values: Sequence[np.ndarray], max_bytes: int, bits: tuple[int, int]
-) -> float:
-    ranked = [np.sort(value) for value in values]
-    everything = np.sort(np.concatenate(ranked)) if ranked else np.zeros(0)
+def _limit_for_bytes(model: NgramModel, values: Sequence[np.ndarray], max_bytes: int, file_size: FileSize) -> float:
+    count = file_size.counter(model)
 
     def size(limit: float) -> int:
-        kept = [len(r) - int(np.searchsorted(r, limit, side="right")) for r in ranked]
-        return binary_size((model.counts[0], *kept), model.words, bits)
+        return count([value > limit for value in values])
 
     if size(-np.inf) <= max_bytes:
         return -np.inf
-    _check_words_fit(model, max_bytes, bits)
-    low, high = 0, len(everything) - 1  # places of the highest limit that is too low, and the lowest that is enough
+    _check_words_fit(model, max_bytes, file_size)
+    everything = np.sort(np.concatenate(values))
+    low, high = -1, len(everything) - 1  # places of the highest limit that is too low, and the lowest that is enough
     while high - low > 1:
         middle = (low + high) // 2
         if size(float(everything[middle])) > max_bytes:
@@ -159,8 +169,8 @@ def _limit_for_bytes(
     return float(everything[high])
 
 
-def _check_words_fit(model: NgramModel, max_bytes: int, bits: tuple[int, int]) -> None:
-    smallest = binary_size((model.counts[0], *([0] * (model.order - 1))), model.words, bits)
+def _check_words_fit(model: NgramModel, max_bytes: int, file_size: FileSize) -> None:
+    smallest = file_size.counter(model)([np.zeros(count, dtype=bool) for count in model.counts[1:]])
     if smallest > max_bytes:
         raise LanguageModelError(
             f"the {model.counts[0]} words alone need {smallest} bytes, more than {max_bytes}: allow more or take fewer"

@@ -51,6 +51,19 @@ def reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
+def cannot_read(path: str | Path, why: Exception | str) -> LanguageModelError:
+    """The error to raise for a language model file that cannot be read."""
+    if isinstance(why, FileNotFoundError):
+        return LanguageModelError(f"there is no language model {path}")
+    text = why if isinstance(why, str) else " ".join(reason(why).split())
+    return LanguageModelError(f"the language model {path} cannot be read: {text}")
+
+
+def cannot_write(path: str | Path, why: Exception) -> LanguageModelError:
+    """The error to raise for a language model file that cannot be written."""
+    return LanguageModelError(f"the language model {path} cannot be written: {reason(why)}")
+
+
 class Normalizer:
     """:func:`asr.text.normalize` for whole texts: the same result line by line, several times as fast.
 
