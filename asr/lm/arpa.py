@@ -62,7 +62,7 @@ class ArpaSize:
         def size(kept: Sequence[np.ndarray]) -> int:
             total = 100 + 40 * model.order + int(words.sum())  # headers and words
             for line, prefix, mark in zip(lines, prefixes, kept, strict=True):
-                contexts = np.count_nonzero(np.bincount(prefix[mark]))
+                contexts = int(np.count_nonzero(np.bincount(prefix[mark])))
                 total += int(line[mark].sum()) + 10 * contexts  # a tab, and no weight is as low as -10
             return total
 

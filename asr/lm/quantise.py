@@ -10,9 +10,10 @@ _ROUNDS = 20  # of Lloyd's algorithm
 def quantise(values: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray]:
     """At most ``bins`` ascending centres (float32), and the nearest one's place per value (uint64).
 
-    Where there are no more distinct values than bins, nothing is lost. Otherwise half of the centres start with equal shares of the values (M. Federico, N. Bertoldi 2006, "How many bits are needed
-    to store probabilities for phrase-based translation?"), half at equal distances, so that no value is far from its
-    centre; Lloyd's algorithm improves them.
+    Where there are no more distinct values than bins, nothing is lost. Otherwise half of the centres start with equal
+    shares of the values (M. Federico, N. Bertoldi 2006, "How many bits are needed to store probabilities for
+    phrase-based translation?"), half at equal distances, so that no value is far from its centre; Lloyd's algorithm
+    improves them.
     """
     if not len(values):
         return np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.uint64)
