@@ -88,6 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_lm_build(add_lm("build", "estimate a language model from texts", _lm_build))
     _add_lm_perplexity(add_lm("perplexity", "measure a language model on texts", _lm_perplexity))
     _add_lm_convert(add_lm("convert", "write a language model in another format", _lm_convert))
+    _add_lm_tune(add_lm("tune", "find the weights of a model's search that give the fewest word errors", _lm_tune))
     return parser
 
 
@@ -280,6 +281,21 @@ def _lm_convert(args: argparse.Namespace) -> int:
     size = lm.save(model, args.out)
     _print_lm(args.out, size, len(model.words) - 3, model.counts)
     return 0
+
+
+def _add_lm_tune(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="en", metavar="NAME|DIR", help="shipped model or model folder (default: en)")
+    _add_manifests(parser, "--dev", "what to measure on; each table counts the same")
+    parser.add_argument("--limit", type=_positive, metavar="N", help="only the first N utterances of each table")
+    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="write the best setting there, too (JSON)")
+    parser.add_argument("--write", action="store_true", help="put the best setting into the model's config.json")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
+
+
+def _lm_tune(args: argparse.Namespace) -> int:
+    from asr.training.tune import main
+
+    return main(args.model, args.dev, limit=args.limit, out=args.out, write=args.write, device=args.device)
 
 
 def _print_lm(path: Path, size: int, words: int, counts: Sequence[int]) -> None:
