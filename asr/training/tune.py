@@ -86,11 +86,12 @@ def main(
     recognizer = Recognizer.load(model, device=device)
     searches = SearchFactory(recognizer)
     tables = list(read_tables(recognizer, dev, limit))
-    print(header([table.name for table in tables]), file=file)
+    names = [table.name for table in tables]
+    print(header(names), file=file)
 
     def shown(config: SearchConfig) -> Trial:
         trial = measure(searches(config), tables)
-        print(row(trial), file=file, flush=True)
+        print(row(trial, names), file=file, flush=True)
         return trial
 
     best = tune(shown, recognizer.folder.config.search, searches.steps())
@@ -226,15 +227,17 @@ def neighbours(config: SearchConfig) -> Iterator[SearchConfig]:
 
 def header(names: Sequence[str]) -> str:
     """The head of the columns of :func:`row`; rates are in per cent."""
-    tables = " ".join(f"{name[-14:]:>14}" for name in names)
     settings = f"{'lm_weight':>9} {'prior_weight':>12} {'word_score':>10} {'beam':>5} {'threshold':>9}"
-    return f"{settings} {tables}   mean  search"
+    return " ".join([settings, *(f"{name:>{_width(name)}}" for name in names), "  mean  search"])
 
 
-def row(trial: Trial) -> str:
-    """One setting and what it gives; ``search`` is seconds of search per second of audio."""
-    c, rates = trial.config, " ".join(f"{100 * rate:>14.2f}" for rate in trial.rates)
-    return (
-        f"{c.lm_weight:>9g} {c.prior_weight:>12g} {c.word_score:>10g} {c.beam:>5} {c.threshold:>9g} {rates} "
-        f"{100 * trial.mean:>6.2f} {trial.speed:>7.4f}"
-    )
+def row(trial: Trial, names: Sequence[str]) -> str:
+    """One setting and what it gives on the tables; ``search`` is seconds of search per second of audio."""
+    c = trial.config
+    settings = f"{c.lm_weight:>9g} {c.prior_weight:>12g} {c.word_score:>10g} {c.beam:>5} {c.threshold:>9g}"
+    rates = [f"{100 * rate:>{_width(name)}.2f}" for rate, name in zip(trial.rates, names, strict=True)]
+    return " ".join([settings, *rates, f"{100 * trial.mean:>6.2f} {trial.speed:>7.4f}"])
+
+
+def _width(name: str) -> int:
+    return max(6, len(name))
