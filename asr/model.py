@@ -21,6 +21,7 @@ from asr.model_config import FRAMES_PER_STEP, STEP_MS, ModelConfig
 __all__ = [
     "FRAMES_PER_STEP",
     "FRONT_END_HISTORY",
+    "KERNEL",
     "STEP_MS",
     "AcousticModel",
     "FrontEnd",
@@ -31,9 +32,9 @@ __all__ = [
     "State",
 ]
 
-_KERNEL = 3  # of both convolutions, in time and frequency
+KERNEL = 3  # of both convolutions, in time and frequency
 # Frames before a step's own two that its output depends on: conv 1 looks back 2, conv 2 (stride 2) one frame more.
-FRONT_END_HISTORY = 2 * (_KERNEL - 1) + 1 - FRAMES_PER_STEP
+FRONT_END_HISTORY = 2 * (KERNEL - 1) + 1 - FRAMES_PER_STEP
 
 
 @dataclass
@@ -100,7 +101,15 @@ class State:
 
     def split(self) -> list[State]:
         """One state per row."""
-        return [self.rows(i, i + 1) for i in range(len(self))]
+
+        def parts(tensor: Tensor, dim: int = 0) -> list[Tensor]:
+            return [part.clone(memory_format=torch.contiguous_format) for part in tensor.split(1, dim)]
+
+        context, pending, hidden, cell = map(parts, (self.context, self.pending, self.hidden, self.cell), (0, 0, 1, 1))
+        waiting = [parts(w) for w in self.waiting]
+        return [
+            State(context[i], pending[i], hidden[i], cell[i], tuple(w[i] for w in waiting)) for i in range(len(self))
+        ]
 
     def to_bytes(self) -> bytes:
         """Serialise (safetensors); :meth:`from_bytes` is the inverse, on any machine."""
@@ -155,8 +164,8 @@ class FrontEnd(nn.Module):
         self.register_buffer("mean", torch.zeros(config.mels))
         self.register_buffer("deviation", torch.ones(config.mels))
         first = max(1, config.channels // 2)
-        self.conv1 = nn.Conv2d(1, first, _KERNEL, (1, 2), (0, 1))
-        self.conv2 = nn.Conv2d(first, config.channels, _KERNEL, (FRAMES_PER_STEP, 2), (0, 1))
+        self.conv1 = nn.Conv2d(1, first, KERNEL, (1, 2), (0, 1))
+        self.conv2 = nn.Conv2d(first, config.channels, KERNEL, (FRAMES_PER_STEP, 2), (0, 1))
         self.project = nn.Linear(config.channels * config.mels // 4, config.hidden)
         self.norm = nn.LayerNorm(config.hidden)
 
@@ -221,10 +230,28 @@ class RecurrentLayer(nn.Module):
         return x + self.dropout(y), (h[0], c)
 
     def forward_both_ways(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Bidirectional pass over right-padded rows."""
-        packed = nn.utils.rnn.pack_padded_sequence(self.norm(x), lengths.cpu(), batch_first=True, enforce_sorted=False)
-        y, _ = nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0], batch_first=True, total_length=x.shape[1])
+        """Bidirectional pass over right-padded rows: the second direction reads every row from its own end."""
+        steps = torch.arange(x.shape[1], device=x.device)
+        back = torch.where(steps < lengths[:, None], lengths[:, None] - 1 - steps, steps)[..., None]
+        back = back.expand(-1, -1, x.shape[2])
+        z = self.norm(x)
+        zeros = z.new_zeros(1, x.shape[0], self.rnn.hidden_size)
+        halves = []
+        for direction, suffix in ((z, ""), (z.gather(1, back), "_reverse")):
+            names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+            weights = [getattr(self.rnn, name + suffix) for name in names]
+            args = (weights, True, 1, 0.0, self.training, False, True)
+            halves.append(_one_way(self.rnn.mode)(direction, zeros, *args))
+        y = torch.cat([halves[0], halves[1].gather(1, back[..., : halves[1].shape[2]])], dim=2)
         return x + self.dropout(y)
+
+
+def _one_way(mode: str) -> Callable[..., Tensor]:
+    """A recurrent pass in one direction from the initial state zero: (x, zeros, weights, ...) to outputs."""
+    if mode == "LSTM":
+        return lambda x, zeros, *args: torch.lstm(x, (zeros, zeros), *args)[0]
+    kernel = {"GRU": torch.gru, "RNN_TANH": torch.rnn_tanh}[mode]
+    return lambda x, zeros, *args: kernel(x, zeros, *args)[0]
 
 
 class LookAhead(nn.Module):
@@ -238,7 +265,7 @@ class LookAhead(nn.Module):
         self.future = future
         self.stride = config.lookahead_stride
         self.norm = nn.LayerNorm(config.hidden)
-        self.linear = nn.Linear(config.hidden * (future // self.stride + 1), config.hidden)
+        self.linear: nn.Module = nn.Linear(config.hidden * (future // self.stride + 1), config.hidden)
         self.dropout = LockedDropout(config.dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -264,6 +291,8 @@ class LookAhead(nn.Module):
 
 class AcousticModel(nn.Module):
     """Log-mel frames to log-probabilities of units; see the module's text."""
+
+    packed_parameters = 0  # of an inference form: those that are no tensors any more (asr.inference)
 
     def __init__(self, config: ModelConfig, initial: bool = True) -> None:
         """``initial``: whether good initial weights are drawn; they cost time that loaded weights do not need."""
@@ -321,14 +350,15 @@ class AcousticModel(nn.Module):
             if tensor.dtype != dtype or not bool(torch.isfinite(tensor).all()):
                 raise StateError(f"the state is broken: its {name} does not hold finite numbers of type {dtype}")
 
-    def step(self, frames: Tensor, state: State) -> tuple[dict[str, Tensor], State]:
-        """``frames``: (batch, any, mels) log-mel. Returns log-probabilities per head and the new state."""
+    def step(self, frames: Tensor, state: State, head: str | None = None) -> tuple[dict[str, Tensor], State]:
+        """``frames``: (batch, any, mels) log-mel. Returns log-probabilities per head, or of ``head`` alone, and the new
+        state."""
         x, state = self.step_hidden(frames, state)
-        return self.emit(x), state
+        return self.emit(x, head), state
 
-    def end(self, state: State) -> dict[str, Tensor]:
+    def end(self, state: State, head: str | None = None) -> dict[str, Tensor]:
         """What comes out when nothing follows: a started step is filled and look-ahead layers see zeros."""
-        return self.emit(self.end_hidden(state))
+        return self.emit(self.end_hidden(state), head)
 
     def step_hidden(self, frames: Tensor, state: State) -> tuple[Tensor, State]:
         """As :meth:`step`, before the heads: (batch, steps, hidden)."""
@@ -343,10 +373,11 @@ class AcousticModel(nn.Module):
         missing = -state.pending.shape[1] % FRAMES_PER_STEP
         return self._advance(state.pending.new_zeros(len(state), missing, self.config.mels), state, final=True)[0]
 
-    def emit(self, x: Tensor) -> dict[str, Tensor]:
-        """Log-probabilities of every head for (batch, steps, hidden)."""
+    def emit(self, x: Tensor, head: str | None = None) -> dict[str, Tensor]:
+        """Log-probabilities of every head, or of ``head`` alone, for (batch, steps, hidden)."""
         z = self.norm(x)
-        return {name: F.log_softmax(head(z).float(), dim=-1) for name, head in self.heads.items()}
+        wanted = self.heads if head is None else (head,)
+        return {name: F.log_softmax(self.heads[name](z).float(), dim=-1) for name in wanted}
 
     def _advance(self, frames: Tensor, state: State, final: bool) -> tuple[Tensor, State]:
         batch = len(state)
@@ -424,7 +455,7 @@ class AcousticModel(nn.Module):
     @property
     def parameter_count(self) -> int:
         """Trainable parameters."""
-        return sum(p.numel() for p in self.parameters())
+        return self.packed_parameters + sum(p.numel() for p in self.parameters())
 
 
 def _one_line(error: Exception) -> str:

@@ -59,9 +59,9 @@ def test_rows_of_one_phase_share_a_step(models: dict[str, AcousticModel], monkey
     model, sizes = models["lstm"], []
     step = AcousticModel.step
 
-    def counted(self: AcousticModel, frames: Tensor, state: State) -> object:
+    def counted(self: AcousticModel, frames: Tensor, state: State, head: str) -> object:
         sizes.append(tuple(frames.shape[:2]))
-        return step(self, frames, state)
+        return step(self, frames, state, head)
 
     monkeypatch.setattr(AcousticModel, "step", counted)
     rows = [(torch.zeros(n, 16), model.begin()) for n in (10, 10, 7, 10, 0)]

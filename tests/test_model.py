@@ -105,6 +105,15 @@ def test_intermediate_head_speaks_only_in_training() -> None:
     assert "intermediate" not in model.eval()(frames, lengths)[0]
 
 
+def test_one_head_alone(models: dict[str, AcousticModel], frames: Tensor) -> None:
+    model = models["lstm"]
+    all_heads, state = model.step(frames[:, :30], model.begin())
+    one, same = model.step(frames[:, :30], model.begin(), "characters")
+    assert set(all_heads) == {"phones", "characters"} and set(one) == {"characters"}
+    assert torch.equal(one["characters"], all_heads["characters"]) and same.to_bytes() == state.to_bytes()
+    assert set(model.end(state, "phones")) == {"phones"}
+
+
 def test_dropout_is_off_unless_training() -> None:
     model = AcousticModel(tiny_config(dropout=0.5))
     frames, lengths = torch.randn(2, 40, 16), torch.tensor([40, 40])
