@@ -40,9 +40,7 @@ class ReferenceKneserNey:
     A word outside the vocabulary breaks n-grams; left of an n-gram it counts as one more distinct word.
     """
 
-    def __init__(
-        self, sentences: list[str], order: int, vocabulary: list[str] | None, min_count: list[int]
-    ) -> None:
+    def __init__(self, sentences: list[str], order: int, vocabulary: list[str] | None, min_count: list[int]) -> None:
         known = set(vocabulary) if vocabulary is not None else {w for s in sentences for w in s.split()}
         self.predicted = [*sorted(known), "</s>", "<unk>"]
         self.order, self.min_count = order, min_count

@@ -363,9 +363,7 @@ def test_build_mixes_prunes_and_reports(tmp_path, capsys):
     assert report.dev[0].text == str(dev) and 0 < report.dev[0].oov_rate < 1
     assert "mixing" in capsys.readouterr().err
     model = load(tmp_path / "out.lm")
-    assert report.dev[0].perplexity == pytest.approx(
-        model.perplexity(TextFile(dev).sentences(Normalizer())), rel=1e-6
-    )
+    assert report.dev[0].perplexity == pytest.approx(model.perplexity(TextFile(dev).sentences(Normalizer())), rel=1e-6)
     arpa = build([one, [two, two]], tmp_path / "out.arpa", order=2, weights=[1, 3], prune_ngrams=30)
     assert (tmp_path / "out.arpa").read_text().startswith("\\data\\")
     assert arpa.weights == (0.25, 0.75) and arpa.counts[1] <= 30
@@ -401,9 +399,11 @@ def test_files_of_many_ngrams_are_quick(tmp_path):
     listed = sum(model.counts)
     assert listed > 500_000
     seconds = {}
-    for name, function in (("write_arpa", lambda: write_arpa(model, tmp_path / "m.arpa")),
-                           ("save_binary", lambda: save_binary(model, tmp_path / "m.lm")),
-                           ("load_binary", lambda: load_binary(tmp_path / "m.lm"))):
+    for name, function in (
+        ("write_arpa", lambda: write_arpa(model, tmp_path / "m.arpa")),
+        ("save_binary", lambda: save_binary(model, tmp_path / "m.lm")),
+        ("load_binary", lambda: load_binary(tmp_path / "m.lm")),
+    ):
         start = time.process_time()
         function()
         seconds[name] = (time.process_time() - start) * 1.5e6 / listed

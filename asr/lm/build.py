@@ -206,7 +206,7 @@ def _kind(path: str | Path) -> str:
     suffixes = Path(path).suffixes
     if ".arpa" in suffixes:
         return "arpa"
-    return "compact" if suffixes[-1:] == [".compact"] else "kenlm"
+    return "kenlm" if suffixes[-1:] in ([".kenlm"], [".bin"]) else "compact"
 
 
 class _Progress:

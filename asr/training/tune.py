@@ -16,7 +16,6 @@ from typing import TextIO
 
 import numpy as np
 
-from asr import lm
 from asr.checkpoint import update_config
 from asr.decoding.beam_search import BeamSearch
 from asr.decoding.endpoint import Endpointer
@@ -116,7 +115,7 @@ class SearchFactory:
         self._lexicon = folder.load_lexicon(with_g2p=False)
         if not len(self._lexicon):
             raise ModelError(f"{folder.path} has no lexicon: without one there is no search to tune")
-        self._language_model = lm.load(folder.language_model) if folder.language_model else None
+        self._language_model = folder.load_language_model()
         self._log_priors = folder.load_log_priors(recognizer.head)
 
     def __call__(self, config: SearchConfig) -> BeamSearch:
@@ -130,25 +129,33 @@ class SearchFactory:
 
 
 def read_tables(recognizer: Recognizer, dev: Sequence[str], limit: int | None) -> Iterator[Table]:
-    """The emissions of every table's utterances, cut into segments as a stream is (where a segment without pause
-    reaches its greatest length, the word under the cut is not moved to the next one, as a stream does)."""
+    """The emissions of every table's utterances, cut into segments; see :func:`cut_segments`."""
+    endpointer = Endpointer(recognizer.folder.config.endpoint)
     for name, utterances in read_corpora(dev).items():
         audio = load_utterances(utterances[:limit])
         segments: list[tuple[Emissions, ...]] = [()] * len(audio)
         for i, emissions in emissions_of(recognizer, audio):
-            segments[i] = tuple(cut_segments(recognizer.endpointer, emissions[recognizer.head]))
+            segments[i] = tuple(cut_segments(endpointer, emissions[recognizer.head]))
         references = tuple(tuple(u.text.split()) for u in utterances[:limit])
         yield Table(name, tuple(segments), references, sum(map(len, audio)) / recognizer.sample_rate)
 
 
 def cut_segments(endpointer: Endpointer, emissions: Emissions) -> Iterator[Emissions]:
-    """The segments of a whole utterance; ``emissions``: (steps, units)."""
-    state = endpointer.begin()
+    """The segments of a whole utterance; ``emissions``: (steps, units).
+
+    As a stream cuts, but for what depends on words, which are not known yet: every pause counts as one after words,
+    none as one after words that look complete, and the word under a cut in speech stays where it is.
+    """
+    state, pieces = endpointer.begin(), []
     while len(emissions):
         cut, state = endpointer.step(emissions, state)
-        if cut.start < cut.stop:
-            yield emissions[cut.start : cut.stop]
+        pieces.append(emissions[cut.start : cut.stop])
         emissions = emissions[cut.stop :]
+        if (cut.closes and cut.when != "final") or not len(emissions):
+            segment = np.concatenate(pieces)
+            if len(segment):
+                yield segment
+            state, pieces = endpointer.begin(), []
 
 
 def measure(search: BeamSearch, tables: Sequence[Table]) -> Trial:
