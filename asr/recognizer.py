@@ -24,6 +24,7 @@ from asr.decoding.lexicon_search import Hypothesis, LexiconSearch
 from asr.decoding.search_config import SearchConfig
 from asr.errors import AsrError, AudioError, LexiconError, ModelError, StateError, UsageError
 from asr.features import LogMel
+from asr.inference import PRECISION, inference_form
 from asr.model import AcousticModel
 from asr.model_config import HOP, SAMPLE_RATE, STEP_MS
 from asr.results import Partial, Result, Segment, Transcript, Word
@@ -44,10 +45,11 @@ class Recognizer:
         device: str = "cpu",
         search: SearchConfig | None = None,
         endpoint: EndpointConfig | None = None,
+        precision: str = PRECISION,
     ) -> None:
         self.folder = folder
         self.device = torch.device(device)
-        self.model: AcousticModel = folder.load_network(device)
+        self.model: AcousticModel = inference_form(folder.load_network(device), precision)
         self.features = LogMel(folder.config.features, device)
         self.head = folder.config.head
         self.vocabularies = folder.load_vocabularies()
@@ -73,16 +75,18 @@ class Recognizer:
         threads: int | None = None,
         search: SearchConfig | None = None,
         endpoint: EndpointConfig | None = None,
+        precision: str = PRECISION,
     ) -> Recognizer:
         """Load a shipped model by name or any model folder by path.
 
-        ``threads``: of this process's torch operations (None leaves torch's default). Raises ModelError when the
-        folder lacks a file or a file is corrupt, UsageError for an unknown device.
+        ``threads``: of this process's torch operations (None leaves torch's default). ``precision``: of the weights
+        that the network reads, see :func:`asr.inference.inference_form`. Raises ModelError when the folder lacks a file
+        or a file is corrupt, UsageError for an unknown device or precision.
         """
         if threads is not None:
             torch.set_num_threads(threads)
         _check_device(device)
-        return cls(find_model(model), device, search, endpoint)
+        return cls(find_model(model), device, search, endpoint, precision)
 
     @property
     def sample_rate(self) -> int:

@@ -3,6 +3,7 @@
 import dataclasses
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -164,3 +165,16 @@ def test_unknown_precisions_are_refused(models: dict[str, AcousticModel]) -> Non
     assert PRECISIONS == ("fp32", "fp16")
     with pytest.raises(UsageError, match="there is no precision 'int3': use one of fp32, fp16"):
         inference_form(models["lstm"], "int3")
+
+
+def test_recognisers_take_a_precision(tiny_path: Path) -> None:
+    from asr import Recognizer
+
+    audio = babble(3.0)
+    plain, usual = Recognizer.load(tiny_path, precision="fp32"), Recognizer.load(tiny_path)
+    assert plain.model.packed_parameters == 0
+    assert (usual.model.packed_parameters > 0) == supports("fp16")
+    texts = [r.transcribe(audio, sample_rate=16000).text for r in (plain, usual)]
+    assert texts[0] and texts[0] == texts[1]
+    with pytest.raises(UsageError, match="no precision 'fp8'"):
+        Recognizer.load(tiny_path, precision="fp8")
