@@ -9,7 +9,8 @@ The kernel is FBGEMM's. A row's result does not depend, to the bit, on the rows 
 operation of the form, so cutting and company change no bit of a stream's emissions. (That needs a hidden size that is
 a multiple of 16; else some numbers come from another routine for the rest of a vector and differ by rounding.)
 
-Integers of 8 bits were tried and are not here: `benchmarks/network.py` says what they cost and gain.
+Integers of 8 bits are not here: only activations of 7 bits, too, make them faster, and those change probabilities.
+`benchmarks/network.py` times their product.
 """
 
 from __future__ import annotations
