@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from asr.lm import NgramModel
     from asr.model import AcousticModel
 
 FORMAT = 1
@@ -90,13 +91,21 @@ class ModelFolder:
 
     @property
     def fingerprint(self) -> str:
-        """What tells the weights of this model from those of any other; a stream's state belongs to one."""
-        return self.config.files[WEIGHTS][:16]
+        """What tells this model from any other; a stream's state, which holds places in the network, the lexicon and
+        the language model, belongs to one."""
+        files = [self.config.files.get(name, "") for name in (WEIGHTS, UNITS, LEXICON, LANGUAGE_MODEL)]
+        return hashlib.sha256(" ".join(files).encode()).hexdigest()[:16]
 
     @property
     def language_model(self) -> Path | None:
         """The n-gram language model, where there is one."""
         return self.path / LANGUAGE_MODEL if LANGUAGE_MODEL in self.config.files else None
+
+    def load_language_model(self) -> NgramModel | None:
+        """The n-gram language model, or None when the folder has none. Raises LanguageModelError for a broken file."""
+        from asr import lm
+
+        return lm.load(self.language_model) if self.language_model else None
 
     def load_network(self, device: str = "cpu") -> AcousticModel:
         """The acoustic model in float32, ready for inference: without the head that only training uses."""

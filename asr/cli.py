@@ -184,15 +184,18 @@ def _eval(args: argparse.Namespace) -> int:
     from asr.training.evaluate import main
 
     both = args.streaming == args.offline
-    return main(
-        model=args.model,
-        data=args.data,
-        out=args.out,
-        streaming=args.streaming or both,
-        offline=args.offline or both,
-        limit=args.limit,
-        device=args.device,
-    ) or 0
+    return (
+        main(
+            model=args.model,
+            data=args.data,
+            out=args.out,
+            streaming=args.streaming or both,
+            offline=args.offline or both,
+            limit=args.limit,
+            device=args.device,
+        )
+        or 0
+    )
 
 
 def _add_manifests(parser: argparse.ArgumentParser, name: str, help: str) -> None:

@@ -13,6 +13,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from asr.errors import LexiconError
 from asr.g2p import G2P, PHONES, Pronunciation
 
@@ -94,6 +97,25 @@ class Lexicon:
     def items(self) -> Iterator[tuple[str, tuple[Pronunciation, ...]]]:
         """``(word, pronunciations)`` of every listed word, sorted."""
         return ((word, _decode(code)) for word, code in self._codes.items())
+
+    def spellings(self, ids: Mapping[str, int]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """All listed pronunciations as arrays, in the order of the words: (entries, longest) unit ids padded with -1,
+        and the number of the word (entries,). ``ids``: unit id of every phone; LexiconError where one is missing."""
+        text = "\n".join(self._codes.values()) + "\n" * bool(self._codes)
+        codes = np.frombuffer(text.encode("ascii"), dtype=np.uint8)
+        table = np.full(256, -1, dtype=np.int32)
+        for phone, code in _CODE_OF.items():
+            table[ord(code)] = ids.get(phone, -1)
+        ends = np.flatnonzero((codes == ord(" ")) | (codes == ord("\n")))
+        starts = np.concatenate([[0], ends[:-1] + 1]).astype(np.int64)[: len(ends)]
+        lengths = ends - starts
+        place = starts[:, None] + np.arange(lengths.max(initial=0))
+        inside = place < ends[:, None]
+        units = np.where(inside, table[codes[np.minimum(place, max(0, len(codes) - 1))]], -1)
+        if (lacking := inside & (units < 0)).any():
+            phone = _PHONE_OF[chr(codes[place[lacking][0]])]
+            raise LexiconError(f"phone {phone!r} is not among the units of this model")
+        return units, np.concatenate([[0], np.cumsum(codes[ends] == ord("\n"))[:-1]]).astype(np.int32)[: len(ends)]
 
     def pronounce(self, word: str) -> tuple[Pronunciation, ...]:
         """Pronunciations of ``word``, likeliest first: as listed; else derived from listed words; else by the model.

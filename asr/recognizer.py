@@ -5,8 +5,9 @@ Offline is the same path: a file is a stream that is fed in long chunks, and man
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from os import PathLike
 from typing import IO, Any
 
@@ -18,16 +19,20 @@ from torch import Tensor
 from asr import batching
 from asr.audio import read_media, resampler
 from asr.checkpoint import LEXICON, UNITS, ModelFolder, find_model
-from asr.decoding.endpoint import EndpointConfig, Endpointer, EndpointState
+from asr.decoding.beam_search import BeamSearch
+from asr.decoding.endpoint import Cut, EndpointConfig, Endpointer, EndpointState
 from asr.decoding.greedy import GreedySearch
-from asr.decoding.lexicon_search import Hypothesis, LexiconSearch
+from asr.decoding.hot_words import HotWords
+from asr.decoding.hypothesis import Emissions, Hypothesis
 from asr.decoding.search_config import SearchConfig
 from asr.errors import AsrError, AudioError, LexiconError, ModelError, StateError, UsageError
 from asr.features import LogMel
 from asr.inference import PRECISION, inference_form
+from asr.lexicon import Lexicon
 from asr.model import AcousticModel
 from asr.model_config import HOP, SAMPLE_RATE, STEP_MS
-from asr.results import Partial, Result, Segment, Transcript, Word
+from asr.options import HotWordLike, StreamOptions
+from asr.results import Alternative, Partial, Result, Segment, Transcript, Word
 from asr.stream_state import StreamState
 
 __all__ = ["Recognizer", "Source", "Stream", "StreamState", "as_samples", "feed_many", "finish_many"]
@@ -54,16 +59,17 @@ class Recognizer:
         self.head = folder.config.head
         self.vocabularies = folder.load_vocabularies()
         self.search = self._search(search or folder.config.search)
-        self.endpointer = Endpointer(endpoint or folder.config.endpoint)
+        self.options = StreamOptions(endpoint=endpoint or folder.config.endpoint)
+        """What a stream starts from."""
 
-    def _search(self, config: SearchConfig) -> LexiconSearch | GreedySearch:
+    def _search(self, config: SearchConfig) -> BeamSearch | GreedySearch:
         folder, vocabulary = self.folder, self.vocabularies[self.head]
         lexicon = folder.load_lexicon(with_g2p=False)
         if not len(lexicon):
             return GreedySearch(vocabulary)
         priors = folder.load_log_priors(self.head)
         try:
-            return LexiconSearch(vocabulary, lexicon, folder.language_model, config, priors)
+            return BeamSearch(vocabulary, lexicon, folder.load_language_model(), config, priors)
         except LexiconError as error:
             raise ModelError(f"{folder.path / LEXICON} does not fit {UNITS}: {error}") from None
 
@@ -99,16 +105,44 @@ class Recognizer:
         rates adds :attr:`asr.audio.Resampler.latency_s`, 9 ms at most."""
         return self.model.config.algorithmic_latency_ms
 
-    def stream(self, sample_rate: int | None = None, partials: bool = True, state: StreamState | None = None) -> Stream:
+    def stream(
+        self,
+        sample_rate: int | None = None,
+        partials: bool = True,
+        state: StreamState | None = None,
+        *,
+        hotwords: Iterable[HotWordLike] | None = None,
+        endpointing: EndpointConfig | Mapping[str, Any] | bool | None = None,
+        lm: bool | None = None,
+        alternatives: int | None = None,
+    ) -> Stream:
         """A new session at ``sample_rate`` (Hz; 16000 by default), or one that goes on from a copy of ``state`` at its
-        own rate. ``partials``: whether :meth:`Stream.feed` gives partial results, too.
+        own rate. ``partials``: whether :meth:`Stream.feed` gives partial results, too. The other options are those of
+        :meth:`Stream.configure`.
 
-        Raises AudioError for a rate outside 8 to 48 kHz, StateError for a state of another model or rate.
+        Raises AudioError for a rate outside 8 to 48 kHz, StateError for a state of another model or rate, UsageError
+        for unusable hot words, ConfigError for impossible endpointing.
         """
         if state is not None:
             self._check_state(state, sample_rate)
-            return Stream(self, state.sample_rate, partials, state.to(self.device))
-        return Stream(self, SAMPLE_RATE if sample_rate is None else sample_rate, partials)
+            stream = Stream(self, state.sample_rate, partials, state.to(self.device))
+        else:
+            stream = Stream(self, SAMPLE_RATE if sample_rate is None else sample_rate, partials)
+        stream.configure(hotwords, endpointing, lm, alternatives)
+        return stream
+
+    def hot_words(self, options: StreamOptions) -> HotWords | None:
+        """A session's hot words, ready for the search. Raises UsageError that names every unusable one."""
+        if not options.hotwords:
+            return None
+        if not isinstance(self.search, BeamSearch):
+            raise UsageError("this model has no lexicon search, and so no hot words")
+        return self.search.hot_words(options.hotwords, 1.0 if options.lm else 0.0, self._pronouncer) or None
+
+    @cached_property
+    def _pronouncer(self) -> Lexicon:
+        """The lexicon with its grapheme-to-phoneme model, which nothing but hot words needs."""
+        return self.folder.load_lexicon()
 
     def _check_state(self, state: StreamState, sample_rate: int | None) -> None:
         """States may come from outside: every part is compared with what this recogniser would have made."""
@@ -121,8 +155,7 @@ class Recognizer:
         samples = state.features.samples
         if len(state.network) != 1 or len(samples) != 1 or not history <= samples.shape[1] < history + HOP:
             raise StateError("the state is broken: it does not hold the audio of one stream")
-        if any(e.ndim != 2 or e.shape[1] != len(self.search.vocabulary) for e in state.search.emissions):
-            raise StateError(f"the state is of another model: this one has {len(self.search.vocabulary)} units")
+        self.search.check_state(state.search, self.hot_words(state.segment_options))
         if state.sample_rate != SAMPLE_RATE:
             if state.resampler is None:
                 raise StateError("the state is broken: it lacks the resampler's")
@@ -232,15 +265,50 @@ class Stream:
         self.partials = partials
         self._resampler = None if sample_rate == SAMPLE_RATE else resampler(sample_rate)
         self._last_partial = ""
+        options = recognizer.options
         self.state = state or StreamState(
             recognizer.folder.fingerprint,
             sample_rate,
             self._resampler.begin() if self._resampler else None,
             recognizer.features.begin(),
             recognizer.model.begin(),
-            recognizer.endpointer.begin(),
+            EndpointState(),
             recognizer.search.begin(),
+            options,
+            options,
         )
+        self._hot = self._segment_hot = recognizer.hot_words(self.state.options)
+        if state:
+            self._segment_hot = recognizer.hot_words(state.segment_options)
+            state.search.hot = self._segment_hot
+        self._endpointer = Endpointer(self.state.segment_options.endpoint)
+
+    @property
+    def options(self) -> StreamOptions:
+        """What holds from the next segment on."""
+        return self.state.options
+
+    def configure(
+        self,
+        hotwords: Iterable[HotWordLike] | None = None,
+        endpointing: EndpointConfig | Mapping[str, Any] | bool | None = None,
+        lm: bool | None = None,
+        alternatives: int | None = None,
+    ) -> StreamOptions:
+        """Change this session's options from the next segment on (at once, where none is open); those not given stay.
+
+        ``hotwords``: texts, (text, boost) pairs or :class:`HotWord`; they replace the ones before. ``endpointing``: a
+        configuration, some of its keys, or False for none. ``lm``: False leaves the language model out.
+        ``alternatives``: other texts that segments come with at most. Returns what now holds. Raises UsageError or
+        ConfigError that names everything unusable; then nothing is changed.
+        """
+        s = self.state
+        options = s.options.change(hotwords, endpointing, lm, alternatives)
+        if options != s.options:
+            self._hot, s.options = self.recognizer.hot_words(options), options
+            if s.search.steps == 0:
+                self._begin_segment()
+        return options
 
     @property
     def duration(self) -> float:
@@ -287,66 +355,74 @@ class Stream:
         frames, s.features = r.features.step(torch.from_numpy(samples)[None].to(r.device), s.features)
         return frames[0]
 
-    def _accept(self, emissions: Tensor) -> list[Result]:
-        results = self._decode(emissions)
-        if self.partials and len(emissions):
-            partial = self._partial()
-            if partial.text != self._last_partial:
-                self._last_partial = partial.text
-                results.append(partial)
-        return results
+    def _begin_segment(self) -> None:
+        """A new search with the options that hold now."""
+        s = self.state
+        s.segment_options, self._segment_hot = s.options, self._hot
+        self._endpointer = Endpointer(s.options.endpoint)
+        s.search = self.recognizer.search.begin(self._hot, 1.0 if s.options.lm else 0.0)
+        s.endpoint = EndpointState()
 
-    def _accept_end(self, emissions: Tensor) -> list[Result]:
-        results = self._decode(emissions)
-        results.extend(self._close("eof"))
-        self.state.finished = True
-        return results
+    def _next_piece(self, emissions: Emissions) -> tuple[Cut, Emissions]:
+        """Where the open segment may end in ``emissions``, and what of them goes to the search before that."""
+        s = self.state
+        cut, s.endpoint = self._endpointer.step(emissions, s.endpoint)
+        piece = emissions[cut.start : cut.stop]
+        if len(piece) and s.search.steps == 0:
+            s.segment_start = s.steps + cut.start
+        s.steps += cut.stop
+        return cut, piece
 
-    def _decode(self, emissions: Tensor) -> list[Result]:
-        s, r = self.state, self.recognizer
-        results: list[Result] = []
-        array = emissions.cpu().numpy()
-        while len(array):
-            cut, s.endpoint = r.endpointer.step(array, s.endpoint)
-            if cut.start < cut.stop:
-                if s.search.steps == 0:
-                    s.segment_start = s.steps + cut.start
-                s.search = r.search.step(array[cut.start : cut.stop], s.search)
-            s.steps += cut.stop
-            array = array[cut.stop :]
-            if cut.closes:
-                results.extend(self._close(cut.closes))
-        return results
+    def _holds(self, cut: Cut) -> bool:
+        """Whether a cut's condition is fulfilled, after the search has heard what lies before it."""
+        if cut.when == "always":
+            return True
+        search, state = self.recognizer.search, self.state.search
+        if cut.when == "final":
+            return search.looks_final(state)
+        return bool(search.best(state).words) == (cut.when == "words")
 
     def _close(self, reason: str) -> list[Result]:
         s, r = self.state, self.recognizer
         if s.search.steps == 0:
             return []
-        emissions = s.search.array(len(r.search.vocabulary))
-        hypothesis = r.search.end(s.search)
-        start, rest = s.segment_start, len(emissions)
+        options, search, steps = s.segment_options, s.search, s.search.steps
+        best, *others = r.search.end_nbest(search, 1 + options.alternatives)
+        rest = steps
         if reason == "max_length":
-            hypothesis, rest = _without_last_word(hypothesis, len(emissions))
-        words = self._words(hypothesis)
-        s.search = r.search.begin()
-        if rest < len(emissions):  # the word under the cut, for the next segment
+            best, rest = _without_last_word(best, steps, r.search.stable(search))
+            others = []
+        words = self._words(best)
+        alternatives = tuple(Alternative(o.text, self._words(o)) for o in others if o.text)
+        start, held = s.segment_start, search.array(len(r.search.vocabulary))
+        self._begin_segment()
+        if rest < steps:  # the word under the cut, for the next segment
             s.segment_start = start + rest
-            s.search = r.search.step(emissions[rest:], s.search)
-            s.endpoint = EndpointState(len(emissions) - rest)
+            s.search = r.search.step(held[rest - steps :], s.search)
+            s.endpoint = EndpointState(steps - rest)
         if not words:
             return []
-        segment = Segment(hypothesis.text, words[0].start, words[-1].end, words, s.segment, reason=reason)
+        segment = Segment(
+            best.text, words[0].start, words[-1].end, words, s.segment, reason=reason, alternatives=alternatives
+        )
         s.segment += 1
         self._last_partial = ""
         return [segment]
 
-    def _partial(self) -> Partial:
-        s = self.state
-        words = self._words(self.recognizer.search.best(s.search))
-        if not words:  # nothing yet, or what a partial said before is taken back
+    def _partial(self) -> list[Result]:
+        """The open segment so far, if that is news."""
+        s, search = self.state, self.recognizer.search
+        words = self._words(search.best(s.search))
+        texts = [w.text for w in words]
+        if " ".join(texts) == self._last_partial:
+            return []
+        self._last_partial = " ".join(texts)
+        if not words:  # what a partial said before is taken back
             now = min(s.steps * STEP_MS / 1000, self.duration)
-            return Partial(s.segment, now, now, "", "")
-        return Partial(s.segment, words[0].start, words[-1].end, "", " ".join(w.text for w in words))
+            return [Partial(s.segment, now, now, "", "")]
+        stable = search.stable(s.search)
+        stable_text, unstable = " ".join(texts[:stable]), " ".join(texts[stable:])
+        return [Partial(s.segment, words[0].start, words[-1].end, stable_text, unstable)]
 
     def _words(self, hypothesis: Hypothesis) -> tuple[Word, ...]:
         """Words on the stream's clock, in order and inside the audio; a step stands for its 40 ms."""
@@ -371,11 +447,14 @@ def feed_many(pieces: Sequence[tuple[Stream, NDArray[Any]]]) -> list[list[Result
         return []
     checked = [as_samples(samples) for _, samples in pieces]
     rows = [(s._take(x), s.state.network) for (s, _), x in zip(pieces, checked, strict=True)]
-    results = []
     advanced = batching.advance(recognizer.model, rows, recognizer.head)
-    for (stream, _), (emissions, network) in zip(pieces, advanced, strict=True):
+    for (stream, _), (_, network) in zip(pieces, advanced, strict=True):
         stream.state.network = network
-        results.append(stream._accept(emissions))
+    streams = [stream for stream, _ in pieces]
+    results = _decode_many(recognizer, streams, [emissions for emissions, _ in advanced])
+    for stream, (emissions, _), found in zip(streams, advanced, results, strict=True):
+        if stream.partials and len(emissions):
+            found.extend(stream._partial())
     return results
 
 
@@ -387,10 +466,30 @@ def finish_many(streams: Sequence[Stream]) -> list[list[Result]]:
     model, head = recognizer.model, recognizer.head
     advanced = batching.advance(model, [(s._take_end(), s.state.network) for s in streams], head)
     tails = batching.end(model, [network for _, network in advanced], head)
-    results = []
-    for stream, (emissions, network), tail in zip(streams, advanced, tails, strict=True):
+    for stream, (_, network) in zip(streams, advanced, strict=True):
         stream.state.network = network
-        results.append(stream._accept_end(torch.cat([emissions, tail])))
+    last = [torch.cat([emissions, tail]) for (emissions, _), tail in zip(advanced, tails, strict=True)]
+    results = _decode_many(recognizer, streams, last)
+    for stream, found in zip(streams, results, strict=True):
+        found.extend(stream._close("eof"))
+        stream.state.finished = True
+    return results
+
+
+def _decode_many(recognizer: Recognizer, streams: Sequence[Stream], emissions: Sequence[Tensor]) -> list[list[Result]]:
+    """Search on in all streams together, up to the next place where one of them may be cut, and so on."""
+    results: list[list[Result]] = [[] for _ in streams]
+    waiting = [(i, e.cpu().numpy()) for i, e in enumerate(emissions) if len(e)]
+    while waiting:
+        cuts = [streams[i]._next_piece(rest) for i, rest in waiting]
+        recognizer.search.step_many(
+            [(piece, streams[i].state.search) for (i, _), (_, piece) in zip(waiting, cuts, strict=True)]
+        )
+        for (i, _), (cut, _) in zip(waiting, cuts, strict=True):
+            if cut.closes and streams[i]._holds(cut):
+                results[i].extend(streams[i]._close(cut.closes))
+        following = [(i, rest[cut.stop :]) for (i, rest), (cut, _) in zip(waiting, cuts, strict=True)]
+        waiting = [(i, rest) for i, rest in following if len(rest)]
     return results
 
 
@@ -405,11 +504,12 @@ def _recognizer_of(streams: Sequence[Stream]) -> Recognizer | None:
     return streams[0].recognizer if streams else None
 
 
-def _without_last_word(hypothesis: Hypothesis, steps: int) -> tuple[Hypothesis, int]:
+def _without_last_word(hypothesis: Hypothesis, steps: int, stable: int) -> tuple[Hypothesis, int]:
     """A segment of ``steps`` that is cut in speech: its words but the last, which the cut may have hit, and the step
-    at which that one begins. Where the last word is most of the segment, the cut stays where it is: a word is never
-    that long, and a segment must become shorter by being cut."""
-    if len(hypothesis.words) < 2 or hypothesis.words[-1].first < steps / 2:
+    at which that one begins. Where the last word is most of the segment, or one of the ``stable`` ones, the cut stays
+    where it is: a word is never that long, and a segment must become shorter by being cut."""
+    count = len(hypothesis.words)
+    if count < 2 or count <= stable or hypothesis.words[-1].first < steps / 2:
         return hypothesis, steps
     return Hypothesis(hypothesis.words[:-1], hypothesis.score), hypothesis.words[-1].first
 

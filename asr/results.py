@@ -38,8 +38,18 @@ class Partial:
 
 
 @dataclass(frozen=True)
+class Alternative:
+    """Another text that a segment may have been, less likely than its own."""
+
+    text: str
+    words: tuple[Word, ...] = ()
+    confidence: float | None = None
+
+
+@dataclass(frozen=True)
 class Segment:
-    """A closed piece of a stream: its final text and words. ``reason`` says what closed it."""
+    """A closed piece of a stream: its final text and words. ``reason`` says what closed it: endpoint, max_length or
+    eof. ``alternatives``: other texts, likeliest first, where they were asked for."""
 
     text: str
     start: float
@@ -48,6 +58,7 @@ class Segment:
     index: int = 0
     confidence: float | None = None
     reason: str = "eof"
+    alternatives: tuple[Alternative, ...] = ()
 
 
 @dataclass(frozen=True)

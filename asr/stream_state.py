@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from asr.audio import ResamplerState
 from asr.decoding.endpoint import EndpointState
-from asr.decoding.lexicon_search import SearchState
-from asr.errors import StateError
+from asr.decoding.search_state import SearchState
+from asr.errors import AsrError, StateError
 from asr.features import FeatureState
 from asr.model import State
+from asr.options import StreamOptions
 
-_MAGIC = b"asr-stream-1\n"
+_MAGIC = b"asr-stream-2\n"
 _LENGTH = struct.Struct("<I")
 _COUNTERS = ("sample_rate", "samples_in", "steps", "segment", "segment_start")
 
@@ -28,7 +29,8 @@ class StreamState:
     """Everything a session remembers; :meth:`to_bytes` moves it to another process or machine.
 
     ``model``: fingerprint of the weights it belongs to. ``sample_rate``, ``samples_in``: of the client's audio.
-    ``steps``: emissions so far. ``segment_start``: step at which the open segment began.
+    ``options``: the session's, from the next segment on; ``segment_options``: those of the open one. ``steps``:
+    emissions so far. ``segment_start``: step at which the open segment began.
     """
 
     model: str
@@ -38,6 +40,8 @@ class StreamState:
     network: State
     endpoint: EndpointState
     search: SearchState
+    options: StreamOptions
+    segment_options: StreamOptions
     samples_in: int = 0
     steps: int = 0
     segment: int = 0
@@ -54,6 +58,8 @@ class StreamState:
             self.network.clone(),
             self.endpoint,
             self.search.clone(),
+            self.options,
+            self.segment_options,
             self.samples_in,
             self.steps,
             self.segment,
@@ -69,27 +75,26 @@ class StreamState:
 
     @property
     def nbytes(self) -> int:
-        """Size in bytes of what is serialised. The beams of the search, which are rebuilt from it, come on top."""
-        held = sum(e.nbytes for e in self.search.emissions)
+        """Size in bytes of what is held."""
         resampling = self.resampler.nbytes if self.resampler else 0
-        return resampling + self.features.nbytes + self.network.nbytes + held
+        return resampling + self.features.nbytes + self.network.nbytes + self.search.nbytes
 
     def to_bytes(self) -> bytes:
         """Serialise; :meth:`from_bytes` is the inverse."""
-        held = np.concatenate(self.search.emissions) if self.search.emissions else np.zeros((0, 1), np.float32)
         meta: dict[str, Any] = {name: int(getattr(self, name)) for name in _COUNTERS}
         meta |= {
             "model": self.model,
             "finished": self.finished,
             "endpoint": [self.endpoint.age, self.endpoint.quiet],
-            "units": held.shape[1],
+            "options": self.options.to_dict(),
+            "segment_options": self.segment_options.to_dict(),
         }
         parts = [
             json.dumps(meta).encode(),
             self.resampler.to_bytes() if self.resampler else b"",
             self.features.samples.cpu().numpy().astype("<f4").tobytes(),
             self.network.to_bytes(),
-            held.astype("<f4").tobytes(),
+            self.search.to_bytes(),
         ]
         return _MAGIC + b"".join(_LENGTH.pack(len(p)) + p for p in parts)
 
@@ -100,10 +105,9 @@ class StreamState:
         Whether the state fits a recogniser is for :meth:`asr.recognizer.Recognizer.stream` to say.
         """
         try:
-            head, resampler, features, network, held = _split(data)
+            head, resampler, features, network, search = _split(data)
             meta = json.loads(head)
             age, quiet = (_count(n) for n in meta["endpoint"])
-            emissions = _floats(held).reshape(-1, _count(meta["units"]))
             return StreamState(
                 str(meta["model"]),
                 _count(meta["sample_rate"]),
@@ -111,14 +115,16 @@ class StreamState:
                 FeatureState(torch.from_numpy(_floats(features))[None]),
                 State.from_bytes(network),
                 EndpointState(age, quiet),
-                SearchState([emissions] if len(emissions) else [], len(emissions)),
+                SearchState.from_bytes(search),
+                StreamOptions.from_dict(meta["options"]),
+                StreamOptions.from_dict(meta["segment_options"]),
                 _count(meta["samples_in"]),
                 _count(meta["steps"]),
                 _count(meta["segment"]),
                 _count(meta["segment_start"]),
                 meta["finished"] is True,
             )
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, AsrError) as error:
             raise StateError(f"not a serialised stream ({' '.join(str(error).split())})") from None
 
 

@@ -93,9 +93,7 @@ def parts(recognizer, speech):
         a = time.perf_counter()
         frames = session._take(speech[i : i + size])
         b = time.perf_counter()
-        ((emissions, state),) = batching.advance(
-            recognizer.model, [(frames, session.state.network)], recognizer.head
-        )
+        ((emissions, state),) = batching.advance(recognizer.model, [(frames, session.state.network)], recognizer.head)
         session.state.network = state
         c = time.perf_counter()
         session._accept(emissions)

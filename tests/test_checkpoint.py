@@ -82,7 +82,7 @@ def test_parts_of_a_folder(tiny_path: Path) -> None:
     assert folder.load_lexicon()["know"] == (("N", "OW"),)
     assert folder.language_model == tiny_path / LANGUAGE_MODEL
     assert folder.load_log_priors("phones") is None
-    assert len(folder.fingerprint) == 16 and folder.config.files[WEIGHTS].startswith(folder.fingerprint)
+    assert len(folder.fingerprint) == 16 and set(folder.fingerprint) <= set("0123456789abcdef")
 
 
 def test_models_are_found_by_name_and_by_path(tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,6 +244,6 @@ def test_fixture_words_are_in_units_and_language_model(tiny_path: Path) -> None:
     folder = find_model(tiny_path)
     phones = folder.load_vocabularies()["phones"]
     assert isinstance(phones, PhoneVocabulary)
-    words = set(lm.read_words(tiny_path / LANGUAGE_MODEL))
+    words = set(lm.load(tiny_path / LANGUAGE_MODEL).words)
     for word, pronunciations in folder.load_lexicon().items():
         assert word in words and all(phones.encode_phones(p) for p in pronunciations)

@@ -6,10 +6,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from asr.decoding.endpoint import QUIET, STILL, EndpointConfig, Endpointer
+from asr.decoding.endpoint import OFF, QUIET, STILL, EndpointConfig, Endpointer
 from asr.errors import ConfigError
 
-CONFIG = EndpointConfig(pause_s=0.4, short_pause_s=0.12, long_s=1.2, longest_s=2.0)  # 10, 3, 30 and 50 steps
+CONFIG = EndpointConfig(
+    pause_s=0.4, nothing_s=0.0, short_pause_s=0.12, long_s=1.2, longest_s=2.0
+)  # 10, 3, 30, 50 steps
 LEVELS = st.sampled_from([0.01, 0.4, 0.7, 0.95, 0.999])  # of the blank: sound, sound, quiet, still, still
 RUNS = st.lists(st.tuples(LEVELS, st.integers(1, 25)), max_size=20)
 Piece = tuple[int, int, str | None]  # first and last step in the stream, and why the segment closes
@@ -37,8 +39,10 @@ def pieces(blank: list[float], sizes: list[int]) -> list[list[int | str]]:
             segments[-1].extend(range(start + at + cut.start, start + at + cut.stop))
             at += cut.stop
             if cut.closes:
+                assert cut.when == "always"
                 segments[-1].append(cut.closes)
                 segments.append([])
+                state = endpointer.begin()
             else:
                 assert at == len(chunk)
         start, i = start + len(chunk), i + 1
@@ -106,7 +110,44 @@ def test_the_default_pauses() -> None:
     assert config.short_pause_s < config.pause_s < config.long_s < config.longest_s
 
 
-@pytest.mark.parametrize("changes", [{"pause_s": 0.1}, {"short_pause_s": 0.0}, {"long_s": 0.0}, {"longest_s": 10.0}])
-def test_impossible_rules(changes: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match="endpoint: need"):
+def rules(config: EndpointConfig, blank: list[float]) -> list[tuple[int, str | None, str]]:
+    """(step, reason, condition) of every cut that is offered, none of which is taken."""
+    endpointer, whole, at, found = Endpointer(config), emissions(blank), 0, []
+    state = endpointer.begin()
+    while at < len(whole):
+        cut, state = endpointer.step(whole[at:], state)
+        at += cut.stop
+        if cut.closes:
+            found.append((at, cut.closes, cut.when))
+    return found
+
+
+def test_conditions_are_asked_once_a_pause() -> None:
+    config = EndpointConfig(pause_s=0.4, final_pause_s=0.2, nothing_s=0.8, short_pause_s=0.12, long_s=0, longest_s=0)
+    blank = [0.1] * 5 + [0.99] * 24 + [0.1] + [0.99] * 6
+    asked = rules(config, blank)
+    assert asked[:2] == [(10, "endpoint", "final"), (15, "endpoint", "words")]
+    assert all(a == (25 + i, "endpoint", "nothing") for i, a in enumerate(asked[2:-1]))
+    assert asked[-1] == (35, "endpoint", "final")
+
+
+def test_every_rule_can_be_switched_off() -> None:
+    blank = ([0.1] * 40 + [0.99] * 300) * 3
+    assert rules(OFF, blank) == []
+    assert {when for _, _, when in rules(EndpointConfig(), blank)} == {"words", "nothing", "always"}
+    assert not [r for _, r, _ in rules(EndpointConfig(longest_s=0), [0.1] * 3000) if r]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pause_s": 0.1, "final_pause_s": 0.2}, "final_pause_s must not exceed pause_s"),
+        ({"short_pause_s": 0.0}, "long_s needs short_pause_s"),
+        ({"longest_s": 10.0}, "long_s must not exceed longest_s"),
+        ({"pause_s": -1.0}, "endpoint.pause_s must be 0"),
+        ({"nothing_s": 1e9}, "endpoint.nothing_s must be 0"),
+    ],
+)
+def test_impossible_rules(changes: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         EndpointConfig(**changes)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asr.decoding.greedy import GreedyDecoder, GreedySearch, best_path
-from asr.decoding.lexicon_search import Hypothesis, TimedWord
+from asr.decoding.hypothesis import Hypothesis, TimedWord
 from asr.vocabulary import BpeVocabulary, CharacterVocabulary, PhoneVocabulary, Vocabulary
 
 PATHS = st.lists(st.integers(0, 3), max_size=30)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
 from torch import Tensor
 
-from asr.decoding.lexicon_search import Emissions, Hypothesis, SearchState, TimedWord
+from asr.decoding.hot_words import HotWords
+from asr.decoding.hypothesis import Emissions, Hypothesis, TimedWord
+from asr.decoding.search_state import SearchState
+from asr.errors import StateError
 from asr.vocabulary import BLANK, WORD_START, BpeVocabulary, CharacterVocabulary, Vocabulary
 
 Run = tuple[int, int, int]  # a unit, its first and its last step
@@ -50,22 +53,43 @@ class GreedyDecoder:
 
 
 class GreedySearch:
-    """Words without a lexicon, in the shape of :class:`asr.decoding.lexicon_search.LexiconSearch`: for models that
+    """Words without a lexicon, in the shape of :class:`asr.decoding.beam_search.BeamSearch`: for models that
     have none. Characters and BPE pieces spell words of any kind; of a head of phones every phone is a word."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
 
-    def begin(self) -> SearchState:
-        """State of a new segment."""
-        return SearchState()
+    def begin(self, hot: HotWords | None = None, lm_scale: float = 1.0) -> SearchState:
+        """State of a new segment; there is nothing that hot words or a language model could change."""
+        return SearchState.empty()
 
     def step(self, emissions: Emissions, state: SearchState) -> SearchState:
         """Advance by ``emissions`` (steps, units) log-probabilities; the state given is used up."""
-        if len(emissions):
-            state.emissions.append(np.array(emissions, dtype=np.float32))
-            state.steps += len(emissions)
+        self.step_many([(emissions, state)])
         return state
+
+    def step_many(self, pieces: Sequence[tuple[Emissions, SearchState]]) -> None:
+        """Advance several streams."""
+        for emissions, state in pieces:
+            if len(emissions):
+                state.keep(emissions, forget=False)
+
+    def stable(self, state: SearchState) -> int:
+        """How many of the first words will not change any more: all but the last."""
+        return max(0, len(self.end(state).words) - 1)
+
+    def looks_final(self, state: SearchState) -> bool:
+        """Without a language model nothing does."""
+        return False
+
+    def end_nbest(self, state: SearchState, count: int) -> list[Hypothesis]:
+        """The best path has no alternatives."""
+        return [self.end(state)]
+
+    def check_state(self, state: SearchState, hot: HotWords | None) -> None:
+        """Raise StateError unless ``state`` can be one of this search."""
+        if any(e.shape[1] != len(self.vocabulary) for e in state.emissions):
+            raise StateError(f"the state is of another model: this one has {len(self.vocabulary)} units")
 
     def best(self, state: SearchState) -> Hypothesis:
         """The words so far; the last may still be incomplete."""

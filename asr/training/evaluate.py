@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from asr.audio import load_audio
 from asr.decoding.greedy import best_path
-from asr.decoding.lexicon_search import Emissions
+from asr.decoding.hypothesis import Emissions
 from asr.errors import AsrError
 from asr.recognizer import Recognizer, feed_many
 from asr.results import Result, Segment

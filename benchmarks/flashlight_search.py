@@ -1,4 +1,4 @@
-"""Words from phone (or character) emissions: a lexicon trie and a word n-gram language model, by beam search.
+"""The other route: flashlight-text's lexicon decoder in the shape of asr.decoding.beam_search, to measure against.
 
 The search itself is flashlight-text's (Collobert et al. 2016, "Wav2Letter"; C++). This module gives it the shape of
 the house: the state of a stream is explicit, copyable and serialisable. flashlight keeps its beams inside an object
@@ -22,42 +22,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from asr.decoding.hypothesis import Emissions, Hypothesis, TimedWord
 from asr.decoding.search_config import SearchConfig
-from asr.errors import LanguageModelError, LexiconError
+from asr.errors import LexiconError
 from asr.lexicon import Lexicon
+from asr.lm import open_kenlm
 from asr.vocabulary import BLANK, PhoneVocabulary, Vocabulary
 
-Emissions = NDArray[np.float32]
 _UNKNOWN = "<unk>"
 _SPACE = " "
 _NEVER = np.float32(-1e4)  # log-probability of what cannot be; finite, since flashlight adds scores
 _TIE = 1e-4  # scores that differ by less are equal
 _LESS = np.float32(1e-3)  # makes one of two equal paths the better one
 _MOST_HOMOPHONES = 6  # flashlight keeps no more words at one node of its trie
-
-
-@dataclass(frozen=True)
-class TimedWord:
-    """A word with its first and last step (inclusive), counted from the start of the segment."""
-
-    text: str
-    first: int
-    last: int
-
-
-@dataclass(frozen=True)
-class Hypothesis:
-    """A word sequence with its score: emissions in nats, plus the weighted language model and word scores."""
-
-    words: tuple[TimedWord, ...]
-    score: float
-
-    @property
-    def text(self) -> str:
-        """The words joined by spaces."""
-        return " ".join(w.text for w in self.words)
 
 
 @dataclass
@@ -107,7 +85,7 @@ class LexiconSearch:
             dictionary.add_entry(word)
         self._unknown = dictionary.get_index(_UNKNOWN)
         self._words = names
-        self._lm = self._language_model(language_model, dictionary) if language_model else ZeroLM()
+        self._lm = open_kenlm(language_model, (*names, _UNKNOWN)) if language_model else ZeroLM()
         self._between = vocabulary.index.get(_SPACE, len(vocabulary))  # what stands between words
         self._ending = len(vocabulary) + 1  # the blank that ends a word
         trie = Trie(len(vocabulary) + 2, -1)
@@ -138,18 +116,6 @@ class LexiconSearch:
             if log_priors is None
             else (config.prior_weight * log_priors).astype(np.float32)
         )
-
-    @staticmethod
-    def _language_model(path: Path, dictionary: Any) -> Any:
-        from flashlight.lib.text.decoder.kenlm import KenLM
-
-        if not path.is_file():
-            raise LanguageModelError(f"there is no language model {path}")
-        try:
-            return KenLM(str(path), dictionary)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise LanguageModelError(f"the language model {path} cannot be read: {reason}") from None
 
     def _spellings(self, word: str, lexicon: Lexicon) -> list[tuple[int, ...]]:
         if isinstance(self.vocabulary, PhoneVocabulary):

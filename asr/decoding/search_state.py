@@ -1,0 +1,257 @@
+"""The state of a beam search: hypotheses as arrays, and the words behind them as a growing tree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asr.decoding.hypothesis import Emissions
+from asr.model_config import STEP_MS
+
+if TYPE_CHECKING:
+    from asr.decoding.hot_words import HotWords
+
+# Columns of a hypothesis. NODE is in the lexicon tree, UNIT the last one that is not blank, CONTEXT the language
+# model's, HOT the hot words', HISTORY the last whole word, FIRST and LAST the steps of the first and last unit of the
+# present word (or of the last one, at the root), WORD a word that was just completed and is not in the history yet.
+ROW, NODE, UNIT, CONTEXT, HOT, HISTORY, FIRST, LAST, WORD = range(9)
+COLUMNS = 9
+# Columns of the scores, in nats: of all alignments that end in blank, of those that end in UNIT, and the part of both
+# that is an expectation of the language model about the present word.
+IN_BLANK, IN_UNIT, LOOK = range(3)
+# Columns of a word in the history.
+PREVIOUS, NAME, BEGINS, ENDS, DEPTH = range(5)
+
+
+KEPT_STEPS = 60_000 // STEP_MS  # emissions that are remembered at least, as long as the segment is that long
+
+
+class History:
+    """Words of all hypotheses: each points to the one before it (-1: none). Grows at the end; compacted now and then.
+
+    ``data``: (size, 5) int32; ``hashes``: (size,) uint64 of the word sequence up to and with the word.
+    """
+
+    def __init__(self, data: NDArray[np.int32] | None = None, hashes: NDArray[np.uint64] | None = None) -> None:
+        self._data = np.zeros((64, 5), dtype=np.int32) if data is None else data
+        self._hashes = np.zeros(64, dtype=np.uint64) if hashes is None else hashes
+        self.size = 0 if data is None else len(data)
+
+    @property
+    def data(self) -> NDArray[np.int32]:
+        """The entries."""
+        return self._data[: self.size]
+
+    @property
+    def hashes(self) -> NDArray[np.uint64]:
+        """The hashes of the entries."""
+        return self._hashes[: self.size]
+
+    def append(self, entries: NDArray[np.int32], hashes: NDArray[np.uint64]) -> None:
+        """Add entries (n, 4), whose depth is found here, with their hashes (n,)."""
+        stop = self.size + len(entries)
+        if stop > len(self._data):
+            room = 2 * stop
+            self._data, old = np.zeros((room, 5), dtype=np.int32), self.data
+            self._data[: len(old)] = old
+            self._hashes, older = np.zeros(room, dtype=np.uint64), self.hashes
+            self._hashes[: len(older)] = older
+        before = entries[:, PREVIOUS]
+        self._data[self.size : stop, :4] = entries
+        self._data[self.size : stop, DEPTH] = np.where(before >= 0, self._data[before, DEPTH] + 1, 0)
+        self._hashes[self.size : stop] = hashes
+        self.size = stop
+
+    def chain(self, entry: int) -> list[int]:
+        """The entries from the first word to ``entry``."""
+        found = []
+        while entry >= 0:
+            found.append(entry)
+            entry = int(self._data[entry, PREVIOUS])
+        return found[::-1]
+
+    def common(self, entries: NDArray[np.int32]) -> int:
+        """The last word that all of ``entries`` have in common with everything before it, or -1. Of entries that say
+        the same words at different times, one."""
+        entries = np.unique(entries)
+        if not len(entries) or entries[0] < 0:
+            return -1
+        data, hashes = self._data, self._hashes
+        depth = data[entries, DEPTH]
+        shallow = depth.min()
+        while True:
+            deeper = depth > shallow
+            if deeper.any():
+                entries = np.unique(np.where(deeper, data[entries, PREVIOUS], entries))
+                depth = data[entries, DEPTH]
+                continue
+            of = hashes[entries]
+            if (of == of[0]).all():
+                return int(entries[0])
+            if shallow == 0:
+                return -1
+            entries = np.unique(data[entries, PREVIOUS])
+            depth = data[entries, DEPTH]
+            shallow = depth.min()
+
+    def at_depth(self, entries: NDArray[np.int32], depth: int) -> NDArray[np.int32]:
+        """For each entry, the word before it at ``depth``; -1 where the entry is not that deep."""
+        entries = entries.copy()
+        while True:
+            deeper = (entries >= 0) & (self._data[entries, DEPTH] > depth)
+            if not deeper.any():
+                return np.where((entries >= 0) & (self._data[entries, DEPTH] == depth), entries, -1).astype(np.int32)
+            entries[deeper] = self._data[entries[deeper], PREVIOUS]
+
+    def compact(self, entries: NDArray[np.int32], base: int) -> tuple[History, NDArray[np.int32]]:
+        """A history of what ``entries`` need, without words of depth up to ``base``; and the entries' new numbers."""
+        needed = np.zeros(self.size, dtype=bool)
+        front = np.unique(entries[entries >= 0])
+        while len(front):
+            front = front[(self._data[front, DEPTH] > base) & ~needed[front]]
+            needed[front] = True
+            front = np.unique(self._data[front, PREVIOUS])
+            front = front[front >= 0]
+        kept = np.flatnonzero(needed)
+        number = np.full(self.size + 1, -1, dtype=np.int32)  # the last one is for -1
+        number[kept] = np.arange(len(kept))
+        data = self._data[kept]
+        data[:, PREVIOUS] = number[data[:, PREVIOUS]]
+        data[:, DEPTH] -= base + 1
+        return History(data, self._hashes[kept]), number[entries]
+
+    def copy(self) -> History:
+        """One that grows on its own."""
+        return History(self.data.copy(), self.hashes.copy())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in use."""
+        return self.data.nbytes + self.hashes.nbytes
+
+
+@dataclass
+class SearchState:
+    """A stream's search within a segment.
+
+    ``ints`` (hypotheses, 9), ``scores`` (hypotheses, 3) and ``hashes`` (hypotheses,) are never changed in place.
+    ``emissions``: what was fed since the segment began, ``steps`` of them. ``frames``: how many of them moved the
+    beams. ``skipped``: whether blanks were passed over since the last that did. ``offset``: what was taken from all
+    scores to keep them small. ``committed``: words that all hypotheses share and the history has forgotten.
+    """
+
+    ints: NDArray[np.int32]
+    scores: NDArray[np.float64]
+    hashes: NDArray[np.uint64]
+    history: History = field(default_factory=History)
+    emissions: list[Emissions] = field(default_factory=list)
+    steps: int = 0
+    frames: int = 0
+    skipped: bool = False
+    offset: float = 0.0
+    committed: list[tuple[int, int, int]] = field(default_factory=list)
+    hot: HotWords | None = None
+    lm_scale: float = 1.0
+
+    @staticmethod
+    def empty() -> SearchState:
+        """Of a search without hypotheses."""
+        return SearchState(np.zeros((0, COLUMNS), np.int32), np.zeros((0, 3)), np.zeros(0, np.uint64))
+
+    def keep(self, emissions: Emissions, forget: bool = True) -> None:
+        """Remember ``emissions``; with ``forget``, what lies too far back to be needed again is forgotten."""
+        self.emissions.append(np.array(emissions, dtype=np.float32))
+        self.steps += len(emissions)
+        if forget and len(self.emissions) > 64:
+            held = np.concatenate(self.emissions)
+            self.emissions = [held[-KEPT_STEPS:].copy() if len(held) > 2 * KEPT_STEPS else held]
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        held = sum(e.nbytes for e in self.emissions)
+        return self.ints.nbytes + self.scores.nbytes + self.hashes.nbytes + self.history.nbytes + held
+
+    def to_bytes(self) -> bytes:
+        """Serialise, without the hot words; :meth:`from_bytes` is the inverse."""
+        from safetensors.numpy import save
+
+        history, entries = self.history.compact(self.ints[:, HISTORY], -1)
+        ints = self.ints.copy()
+        ints[:, HISTORY] = entries
+        arrays = {
+            "ints": ints,
+            "scores": self.scores,
+            "hashes": self.hashes.view(np.int64),
+            "history": history.data,
+            "history_hashes": history.hashes.view(np.int64),
+            "committed": np.array(self.committed, dtype=np.int32).reshape(-1, 3),
+            "emissions": np.concatenate(self.emissions) if self.emissions else np.zeros((0, 0), np.float32),
+            "counts": np.array([self.steps, self.frames, self.skipped], dtype=np.int64),
+            "numbers": np.array([self.offset, self.lm_scale]),
+        }
+        return save({name: np.ascontiguousarray(a) for name, a in arrays.items()})
+
+    @staticmethod
+    def from_bytes(data: bytes) -> SearchState:
+        """Read what :meth:`to_bytes` wrote. Raises ValueError for anything else.
+
+        Whether the state fits a search is for that search to say.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        try:
+            a = load(data)
+            state = SearchState(
+                _shaped(a["ints"], np.int32, (-1, COLUMNS)),
+                _shaped(a["scores"], np.float64, (len(a["ints"]), 3)),
+                _shaped(a["hashes"], np.int64, (len(a["ints"]),)).view(np.uint64),
+                History(
+                    _shaped(a["history"], np.int32, (-1, 5)),
+                    _shaped(a["history_hashes"], np.int64, (len(a["history"]),)).view(np.uint64),
+                ),
+            )
+            emissions = _shaped(a["emissions"], np.float32, (-1, a["emissions"].shape[1]))
+            state.emissions = [emissions] if len(emissions) else []
+            steps, frames, skipped = _shaped(a["counts"], np.int64, (3,)).tolist()
+            state.steps, state.frames, state.skipped = steps, frames, bool(skipped)
+            state.offset, state.lm_scale = _shaped(a["numbers"], np.float64, (2,)).tolist()
+            committed = _shaped(a["committed"], np.int32, (-1, 3))
+            state.committed = [(w, first, last) for w, first, last in committed.tolist()]
+        except (SafetensorError, KeyError, IndexError) as error:
+            raise ValueError(f"the search cannot be read: {error}") from None
+        finite = np.isfinite(state.emissions[0]).all() if state.emissions else True
+        held = state.scores[:, [IN_BLANK, IN_UNIT]]
+        sound = np.isfinite(state.scores[:, LOOK]).all() and not np.isnan(held).any() and (held < 1e6).all()
+        if not (finite and sound and np.isfinite(held.max(axis=1, initial=-np.inf)).all()):
+            raise ValueError("the search holds numbers that are not finite")
+        if min(steps, frames, *committed.ravel().tolist(), 0) < 0 or state.lm_scale not in (0.0, 1.0):
+            raise ValueError("the search holds counts that cannot be")
+        if state.committed and committed[:, 2].max() > steps:
+            raise ValueError("the search holds words from beyond its end")
+        return state
+
+    def clone(self) -> SearchState:
+        """A copy that shares nothing that changes."""
+        return replace(
+            self,
+            history=self.history.copy(),
+            emissions=list(self.emissions),
+            committed=list(self.committed),
+        )
+
+    def array(self, units: int) -> Emissions:
+        """All emissions as one array (steps, units)."""
+        return np.concatenate(self.emissions) if self.emissions else np.zeros((0, units), np.float32)
+
+
+def _shaped(array: NDArray[Any], dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+    """``array`` if it is of the type and shape (-1: any length); ValueError if not."""
+    fits = len(array.shape) == len(shape) and all(w in (-1, h) for w, h in zip(shape, array.shape, strict=False))
+    if array.dtype != dtype or not fits:
+        raise ValueError(f"an array of the search is {array.dtype} {array.shape}")
+    return array.copy()

@@ -1,0 +1,101 @@
+"""The lexicon as a prefix tree in flat arrays: what a search expands many hypotheses over at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int32]
+Floats = NDArray[np.float64]
+ROOT = 0
+MOST_HOMOPHONES = 6  # words that one node keeps, the likeliest ones
+
+
+@dataclass(frozen=True, eq=False)
+class Trie:
+    """Nodes are numbered level by level from the root, 0; the children of a node stand together, sorted by unit.
+
+    ``unit``: (nodes,) the unit that leads to a node. ``first_child``, ``children``: (nodes,) where its children begin
+    and how many they are. ``first_word``, ``word_count``: (nodes,) where in ``words`` those that end at it stand.
+    ``ahead``: (nodes,) the best score of a word at or below a node; 0 at the root.
+    """
+
+    unit: Ints
+    first_child: Ints
+    children: Ints
+    first_word: Ints
+    word_count: Ints
+    words: Ints
+    ahead: Floats
+
+    def __len__(self) -> int:
+        return len(self.unit)
+
+
+def build(spellings: Ints, words: Ints, scores: Floats) -> Trie:
+    """The tree of ``spellings``: (entries, longest) units padded with -1, each of the word ``words`` (entries,).
+
+    ``scores``: (words,) by word id, what ``ahead`` and the choice among homophones go by. Entries of equal spelling
+    and word count once; an entry without units is left out.
+    """
+    keep = spellings[:, 0] >= 0 if spellings.shape[1] else np.zeros(len(spellings), dtype=bool)
+    spellings, words = spellings[keep], words[keep]
+    entry_scores = scores[words]
+    order = np.lexsort((words, -entry_scores, *spellings.T[::-1]))  # by spelling; the likeliest of equal ones first
+    spellings, words, entry_scores = spellings[order], words[order], entry_scores[order]
+    count, longest = spellings.shape
+    node_of = np.zeros(count, dtype=np.int64)  # node of the entry's prefix at the level that is being built
+    last_node = np.zeros(count, dtype=np.int64)
+    units, parents, total = [np.array([-1])], [np.array([-1])], 1
+    changed = np.zeros(count, dtype=bool)  # whether an entry's prefix differs from the one before
+    if count:
+        changed[0] = True
+    for level in range(longest):
+        column = spellings[:, level]
+        changed[1:] |= column[1:] != column[:-1]
+        begins = np.flatnonzero(changed & (column >= 0))
+        if not len(begins):
+            break
+        number = np.cumsum(np.isin(np.arange(count), begins, assume_unique=True)) - 1 + total
+        units.append(column[begins])
+        parents.append(node_of[begins])
+        node_of = np.where(column >= 0, number, node_of)
+        last_node = np.where(column >= 0, number, last_node)
+        total += len(begins)
+    unit, parent = np.concatenate(units), np.concatenate(parents)
+    children = np.bincount(parent[1:], minlength=total)
+    first_child = 1 + np.concatenate([[0], np.cumsum(children)[:-1]])
+    first_word, word_count, kept = _words_at(last_node, words, total)
+    ahead = np.full(total, -np.inf)
+    np.maximum.at(ahead, last_node, entry_scores)
+    for node in range(len(units) - 1, 0, -1):  # level by level from the leaves
+        stop = sum(map(len, units[: node + 1]))
+        level_nodes = np.arange(stop - len(units[node]), stop)
+        np.maximum.at(ahead, parent[level_nodes], ahead[level_nodes])
+    ahead[ROOT] = 0.0
+    return Trie(
+        unit.astype(np.int32),
+        first_child.astype(np.int32),
+        children.astype(np.int32),
+        first_word.astype(np.int32),
+        word_count.astype(np.int32),
+        kept.astype(np.int32),
+        ahead,
+    )
+
+
+def _words_at(node: NDArray[np.int64], words: Ints, total: int) -> tuple[NDArray[Any], NDArray[Any], Ints]:
+    """(first word, number of words) of every node, and the words; entries come best first within a node."""
+    order = np.argsort(node, kind="stable")
+    node, words = node[order], words[order]
+    fresh = np.ones(len(node), dtype=bool)
+    fresh[1:] = (node[1:] != node[:-1]) | (words[1:] != words[:-1])
+    node, words = node[fresh], words[fresh]
+    count = np.bincount(node, minlength=total)
+    rank = np.arange(len(node)) - (np.cumsum(count) - count)[node]
+    node, words = node[rank < MOST_HOMOPHONES], words[rank < MOST_HOMOPHONES]
+    count = np.bincount(node, minlength=total)
+    return np.cumsum(count) - count, count, words
