@@ -457,7 +457,7 @@ class BeamSearch:
         at = shared.take(with_words)
         count = trie.word_count.take(at)
         ended = with_words.repeat(count)
-        place = (trie.first_word.take(at) - (count.cumsum() - count)).repeat(count)
+        place: Ints = (trie.first_word.take(at) - (count.cumsum() - count)).repeat(count)
         place += np.arange(len(ended))
         word = trie.words.take(place).astype(np.int64)
         goes_on = trie.children.take(shared) > 0
