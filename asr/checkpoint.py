@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asr.config import from_dict, to_dict
+from asr.decoding.confidence import ConfidenceConfig, TimesConfig
 from asr.decoding.endpoint import EndpointConfig
 from asr.decoding.search_config import SearchConfig
 from asr.errors import ConfigError, LexiconError, ModelError
@@ -52,7 +53,8 @@ _PRIORS = "log_priors."
 
 @dataclass(frozen=True)
 class FolderConfig:
-    """The content of ``config.json``. ``head`` is the head that the search reads."""
+    """The content of ``config.json``. ``head`` is the head that the search reads; without ``confidence`` words have
+    none."""
 
     model: ModelConfig
     features: FeatureConfig
@@ -63,6 +65,8 @@ class FolderConfig:
     version: str = "1"
     search: SearchConfig = field(default_factory=SearchConfig)
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
+    times: TimesConfig = field(default_factory=TimesConfig)
+    confidence: ConfidenceConfig | None = None
     files: dict[str, str] = field(default_factory=dict)
 
 

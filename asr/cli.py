@@ -84,6 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("models", "list the shipped models", _models)
     _add_train(add("train", "train a model, or go on training one", _train))
     _add_eval(add("eval", "measure the error rates of a model", _eval))
+    _add_calibrate(add("calibrate", "fit a model's confidences to held-out speech and measure them", _calibrate))
     add_lm = group(add("lm", "build and measure language models"))
     _add_lm_build(add_lm("build", "estimate a language model from texts", _lm_build))
     _add_lm_perplexity(add_lm("perplexity", "measure a language model on texts", _lm_perplexity))
@@ -150,7 +151,7 @@ def _models(args: argparse.Namespace) -> int:
     return status
 
 
-# --- asr train, asr eval --------------------------------------------------------------------------------------------
+# --- asr train, asr eval, asr calibrate -----------------------------------------------------------------------------
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
@@ -196,6 +197,21 @@ def _eval(args: argparse.Namespace) -> int:
         )
         or 0
     )
+
+
+def _add_calibrate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="en", metavar="NAME|DIR", help="shipped model or model folder (default: en)")
+    _add_manifests(parser, "--dev", "what to fit to and measure on, by halves of the speakers")
+    parser.add_argument("--limit", type=_positive, metavar="N", help="only the first N utterances of each table")
+    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="write the coefficients there, too (JSON)")
+    parser.add_argument("--write", action="store_true", help="put the coefficients into the model's config.json")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
+
+
+def _calibrate(args: argparse.Namespace) -> int:
+    from asr.training.calibrate import main
+
+    return main(args.model, args.dev, limit=args.limit, out=args.out, write=args.write, device=args.device)
 
 
 def _add_manifests(parser: argparse.ArgumentParser, name: str, help: str) -> None:
