@@ -24,6 +24,7 @@ from asr.decoding.endpoint import Cut, EndpointConfig, Endpointer, EndpointState
 from asr.decoding.greedy import GreedySearch
 from asr.decoding.hot_words import HotWords
 from asr.decoding.hypothesis import Emissions, Hypothesis
+from asr.decoding.prefix_search import PrefixSearch
 from asr.decoding.search_config import SearchConfig
 from asr.errors import AsrError, AudioError, LexiconError, ModelError, StateError, UsageError
 from asr.features import LogMel
@@ -34,6 +35,7 @@ from asr.model_config import HOP, SAMPLE_RATE, STEP_MS
 from asr.options import HotWordLike, StreamOptions
 from asr.results import Alternative, Partial, Result, Segment, Transcript, Word
 from asr.stream_state import StreamState
+from asr.vocabulary import PhoneVocabulary
 
 __all__ = ["Recognizer", "Source", "Stream", "StreamState", "as_samples", "feed_many", "finish_many"]
 
@@ -62,12 +64,14 @@ class Recognizer:
         self.options = StreamOptions(endpoint=endpoint or folder.config.endpoint)
         """What a stream starts from."""
 
-    def _search(self, config: SearchConfig) -> BeamSearch | GreedySearch:
+    def _search(self, config: SearchConfig) -> BeamSearch | PrefixSearch | GreedySearch:
         folder, vocabulary = self.folder, self.vocabularies[self.head]
         lexicon = folder.load_lexicon(with_g2p=False)
-        if not len(lexicon):
-            return GreedySearch(vocabulary)
         priors = folder.load_log_priors(self.head)
+        if not len(lexicon):
+            if folder.language_model is None or isinstance(vocabulary, PhoneVocabulary):
+                return GreedySearch(vocabulary)
+            return PrefixSearch(vocabulary, folder.load_language_model(), config, priors)
         try:
             return BeamSearch(vocabulary, lexicon, folder.load_language_model(), config, priors)
         except LexiconError as error:

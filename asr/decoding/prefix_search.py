@@ -1,0 +1,426 @@
+"""CTC prefix beam search over characters or BPE pieces: words of any spelling, scored by a word n-gram model.
+
+A hypothesis is a text: whole words and a beginning of one more. It sums the probability of all alignments that say it
+(Graves 2008; Hannun et al. 2014, "First-pass large vocabulary continuous speech recognition using bi-directional
+recurrent DNNs"). Where a word ends, at a space or before a piece that begins the next, the language model scores it: a
+word that it knows by its probability, any other by :attr:`asr.decoding.scorer.Scorer.rare`. Inside a word a hypothesis
+carries the best unigram score that is still possible, as an expectation; beginnings that no known word has expect
+``rare``. So nothing is cut off by a word's end that was not in sight before.
+
+The beginning of a word is known by a hash of its letters (64 bits); known words and their beginnings stand in one
+sorted table of such hashes. The state is a :class:`SearchState` whose history holds units instead of words, and whose
+columns NODE and HOT hold the two halves of that hash. Several spellings of a word in pieces are summed as far as they
+agree in their last piece, and at the end altogether.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asr.decoding.beam_search import _best_of_groups, _groups, _sum_groups
+from asr.decoding.hot_words import HotWords
+from asr.decoding.hypothesis import Emissions, Hypothesis, TimedWord
+from asr.decoding.lockstep import Beams, Floats, Hashes, Ints, Lockstep
+from asr.decoding.scorer import NoScorer, Scorer
+from asr.decoding.search_config import SearchConfig
+from asr.decoding.search_state import (
+    BEGINS,
+    COLUMNS,
+    CONTEXT,
+    DEPTH,
+    ENDS,
+    FIRST,
+    HISTORY,
+    HOT,
+    IN_BLANK,
+    IN_UNIT,
+    LAST,
+    LOOK,
+    NAME,
+    NODE,
+    PREVIOUS,
+    ROW,
+    UNIT,
+    WORD,
+    SearchState,
+)
+from asr.errors import ModelError, StateError
+from asr.lm.model import NgramModel
+from asr.vocabulary import BLANK, WORD_START, BpeVocabulary, CharacterVocabulary, Vocabulary
+
+LOW, HIGH, NEW = NODE, HOT, WORD  # halves of the hash of a word's beginning; a unit that is not in the history yet
+FINAL = -1.0  # log10 probability of an end from which on words look complete
+_NEVER = -np.inf
+_LETTER = np.uint64(0x2545F4914F6CDD1D)  # of a polynomial over the letters of a word
+_MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93], dtype=np.uint64)
+
+
+class PrefixSearch(Lockstep):
+    """``begin / step / best / end`` over the emissions of one head, as :class:`asr.decoding.beam_search.BeamSearch`.
+    Immutable; shared by all streams of a recogniser.
+
+    ``log_priors``: (units,) log-probabilities of the units, or None. ``recombine``: of hypotheses with the same future,
+    keep the best only. Raises ModelError for units that spell no words (phones).
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        language_model: NgramModel | None = None,
+        config: SearchConfig | None = None,
+        log_priors: Emissions | None = None,
+        recombine: bool = True,
+    ) -> None:
+        config = config or SearchConfig()
+        shift = np.zeros(len(vocabulary)) if log_priors is None else config.prior_weight * log_priors.astype(np.float64)
+        super().__init__(config, shift)
+        if not isinstance(vocabulary, CharacterVocabulary | BpeVocabulary):
+            raise ModelError(f"units of kind '{vocabulary.kind}' spell no words: use a lexicon, or characters or BPE")
+        self.vocabulary, self._recombine = vocabulary, recombine
+        words = language_model.words[3:] if language_model else ()
+        self.scorer = Scorer(language_model, words) if language_model else NoScorer(0)
+        self._prefixes = _Prefixes(words, self.scorer.unigrams())
+        self._unknown = len(words) + 1  # to the scorer, a word that nobody knows
+        self._tokens = min(config.tokens, len(vocabulary) - 1)
+        texts, self._ends = _texts(vocabulary)
+        empty = [unit for unit, text in enumerate(texts) if self._ends[unit] and not text]
+        self._space = empty[0] if empty else -1  # what stands between words, if anything
+        self._letters, self._power = _hashes(texts), _LETTER ** np.array([len(t) for t in texts], dtype=np.uint64)
+
+    # -- one stream --------------------------------------------------------------------------------------------------
+
+    def begin(self, hot: HotWords | None = None, lm_scale: float = 1.0) -> SearchState:
+        """State of a new segment. ``hot``: must be None, there are no hot words here; ``lm_scale`` multiplies the
+        language model's weight (0: none)."""
+        ints = np.zeros((1, COLUMNS), dtype=np.int32)
+        ints[0, [UNIT, HISTORY, NEW]] = -1
+        ints[0, CONTEXT] = self.scorer.begin
+        return SearchState(ints, np.array([[0.0, _NEVER, 0.0]]), np.zeros(1, dtype=np.uint64), lm_scale=lm_scale)
+
+    def best(self, state: SearchState) -> Hypothesis:
+        """The likeliest words so far; the last may still be incomplete."""
+        totals = self.totals(state)
+        top = int(totals.argmax())
+        return Hypothesis(self._words(state, int(state.ints[top, HISTORY])), float(totals[top]) + state.offset)
+
+    def stable(self, state: SearchState) -> int:
+        """How many of the first words will not change any more: all hypotheses share them, and what follows each."""
+        entry = state.history.common(state.ints[:, HISTORY])
+        units = self._units(state, entry)
+        words = len(self._spelled(units))
+        return words if units and units[-1][0] == self._space else max(0, words - 1)
+
+    def looks_final(self, state: SearchState) -> bool:
+        """Whether the likeliest words could well be all: they are known, and the language model finds an end here as
+        likely as some."""
+        top = state.ints[[int(self.totals(state).argmax())]]
+        part = _join(top[:, LOW], top[:, HIGH])
+        word = self._prefixes.word(self._prefixes.find(part))
+        if (top[0, HISTORY] < 0 and not state.committed) or (part[0] and word[0] < 0):
+            return False
+        _, context = self._complete(top[:, CONTEXT], part)
+        return bool(self.scorer.score(context, np.array([self.scorer.end_of_sentence]))[0][0] >= FINAL)
+
+    def check_state(self, state: SearchState, hot: HotWords | None) -> None:
+        """Raise StateError unless ``state`` can be one of this search."""
+        columns, history = state.ints.T, state.history
+        units = len(self.vocabulary)
+        before = history.data[:, PREVIOUS]
+        steps = np.concatenate([*columns[[FIRST, LAST]], *history.data[:, [BEGINS, ENDS]].T])
+        said = np.concatenate([history.data[:, NAME], [unit for unit, _, _ in state.committed]])
+        right = [
+            len(state.ints) > 0,
+            _within(columns[UNIT], -1, units) and not (columns[UNIT] == BLANK).any(),
+            _within(columns[CONTEXT], 0, self.scorer.contexts),
+            _within(columns[HISTORY], -1, history.size),
+            bool((columns[NEW] == -1).all() and (columns[ROW] == 0).all()),
+            _within(said, BLANK + 1, units),
+            bool((before < np.arange(history.size)).all() and (before >= -1).all()),
+            bool((history.data[:, DEPTH] == np.where(before >= 0, history.data[before, DEPTH] + 1, 0)).all()),
+            _within(steps, 0, state.steps + 1),
+            all(e.shape[1] == units for e in state.emissions),
+            sum(map(len, state.emissions)) <= state.steps,
+        ]
+        if not all(right) or hot is not None:
+            raise StateError("the state is broken or of another model: its search does not fit this one")
+
+    def end(self, state: SearchState) -> Hypothesis:
+        """The likeliest words of the segment, the last one complete, with its end scored."""
+        return self.end_nbest(state, 1)[0]
+
+    def end_nbest(self, state: SearchState, count: int) -> list[Hypothesis]:
+        """The ``count`` likeliest different word sequences of the segment, best first (at least one)."""
+        if not state.steps:
+            return [Hypothesis((), 0.0)]
+        part = _join(state.ints[:, LOW], state.ints[:, HIGH])
+        log_prob, context = self._complete(state.ints[:, CONTEXT], part)
+        end = np.full(len(part), self.scorer.end_of_sentence, dtype=np.int64)
+        log_prob += self.scorer.score(context, end)[0]
+        total = self.totals(state) - state.scores[:, LOOK] + self.config.lm_weight * state.lm_scale * log_prob
+        total += np.where(part > 0, self.config.word_score, 0.0)
+        text = np.where(part > 0, _with_word(state.hashes, part), state.hashes)
+        sums: dict[int, tuple[float, float, int]] = {}  # by text: best score, sum of scores, history of the best
+        for key, score, entry in zip(text.tolist(), total.tolist(), state.ints[:, HISTORY].tolist(), strict=True):
+            top, all_of_it, best = sums.get(key, (_NEVER, _NEVER, -1))
+            sums[key] = (max(top, score), float(np.logaddexp(all_of_it, score)), entry if score > top else best)
+        ranked = sorted(sums.values(), key=lambda s: -s[1])[:count]
+        return [Hypothesis(self._words(state, entry), score + state.offset) for _, score, entry in ranked]
+
+    def _units(self, state: SearchState, entry: int) -> list[tuple[int, int, int]]:
+        """(unit, step, step) up to an entry of the history."""
+        rows = state.history.data[state.history.chain(entry), NAME : ENDS + 1].tolist()
+        return [*state.committed, *((unit, first, last) for unit, first, last in rows)]
+
+    def _words(self, state: SearchState, entry: int) -> tuple[TimedWord, ...]:
+        spelled = self._spelled(self._units(state, entry))
+        return tuple(TimedWord(self.vocabulary.decode(u for u, _, _ in s), s[0][1], s[-1][2]) for s in spelled)
+
+    def _spelled(self, units: Sequence[tuple[int, int, int]]) -> list[list[tuple[int, int, int]]]:
+        """The units of each word."""
+        words: list[list[tuple[int, int, int]]] = [[]]
+        for unit in units:
+            if self._ends[unit[0]]:
+                words.append([])
+            if unit[0] != self._space:
+                words[-1].append(unit)
+        return [word for word in words if word]
+
+    # -- one frame ---------------------------------------------------------------------------------------------------
+
+    def frame(
+        self,
+        beams: Beams,
+        states: list[SearchState],
+        emissions: Floats,
+        now: NDArray[np.int32],
+        skipped: NDArray[np.bool_],
+    ) -> Beams:
+        """See :meth:`Lockstep.frame`."""
+        columns = np.ascontiguousarray(beams.ints.T)
+        row, unit, part = columns[ROW], columns[UNIT], _join(columns[LOW], columns[HIGH])
+        weight = self.config.lm_weight * np.array([s.lm_scale for s in states])
+        in_blank, in_unit, look = np.ascontiguousarray(beams.scores.T)
+        total = np.logaddexp(in_blank, in_unit)
+        if skipped.any():
+            gone = skipped.take(row)
+            in_blank, in_unit = np.where(gone, total, in_blank), np.where(gone, _NEVER, in_unit)
+        stay_blank, stay_unit = self._stay(emissions, row, unit, part, total, in_unit)
+        stay = np.logaddexp(stay_blank, stay_unit)
+        least = (np.maximum.reduceat(stay, beams.starts) - self.config.threshold).take(row)
+
+        heard = self._likely(emissions).take(row, axis=0)
+        if self._space >= 0:
+            heard[part == 0, self._space] = _NEVER  # stays
+        parent, new_unit = (total[:, None] + heard > least[:, None]).nonzero()
+        score = np.where(new_unit == unit.take(parent), in_blank.take(parent), total.take(parent))
+        score += heard[parent, new_unit] - look.take(parent)
+        completes = self._ends.take(new_unit) & (part.take(parent) > 0)
+        log_prob, context = self._completed(columns[CONTEXT], part, parent[completes])
+        word_score = weight.take(row) * log_prob + self.config.word_score
+        score[completes] += word_score.take(parent[completes])
+        carried = np.where(self._ends.take(new_unit), np.uint64(0), part.take(parent))
+        new_part = carried * self._power.take(new_unit) + self._letters.take(new_unit)
+        new_look = weight.take(row.take(parent)) * self._expected(new_part)
+        stays, on = (stay > least).nonzero()[0], (score + new_look > least.take(parent)).nonzero()[0]
+
+        source, n = np.concatenate([stays, parent.take(on)]), len(stays)
+        merged, hashes = columns.take(source, axis=1), beams.hashes.take(source)
+        fresh, done = merged[:, n:], completes.take(on)
+        fresh[UNIT] = fresh[NEW] = new_unit.take(on)
+        fresh[FIRST] = fresh[LAST] = now.take(fresh[ROW])
+        fresh[LOW], fresh[HIGH] = _split(new_part.take(on))
+        fresh[CONTEXT] = np.where(done, context.take(source[n:]), fresh[CONTEXT])
+        hashes[n:] = np.where(done, _with_word(hashes[n:], part.take(source[n:])), hashes[n:])
+        scores = np.full((3, len(source)), _NEVER)
+        for column, old in ((IN_BLANK, stay_blank), (IN_UNIT, stay_unit), (LOOK, look)):
+            scores[column, :n] = old.take(stays)
+        scores[IN_UNIT, n:], scores[LOOK, n:] = (score + new_look).take(on), new_look.take(on)
+        whole = np.concatenate([stay.take(stays), scores[IN_UNIT, n:]])
+        return self._prune(merged, scores, whole, hashes, np.concatenate([part.take(stays), new_part.take(on)]), states)
+
+    def _stay(
+        self,
+        emissions: Floats,
+        row: NDArray[np.int32],
+        unit: NDArray[np.int32],
+        part: Hashes,
+        total: Floats,
+        in_unit: Floats,
+    ) -> tuple[Floats, Floats]:
+        """Scores of hypotheses that say nothing new, in blank and in their last unit."""
+        stay_blank, stay_unit = total + emissions[row, BLANK], in_unit + emissions[row, unit]
+        if self._space >= 0:  # between words a space is as good as blank
+            between = part == 0
+            stay_blank = np.logaddexp(stay_blank, np.where(between, total + emissions[row, self._space], _NEVER))
+            stay_unit = np.where(between & (unit == self._space), _NEVER, stay_unit)
+        return stay_blank, stay_unit
+
+    def _likely(self, emissions: Floats) -> Floats:
+        """(rows, units): the emissions of the best units of a step; those of the others, and of blank, are -inf."""
+        likely = emissions.copy()
+        likely[:, BLANK] = _NEVER
+        least = np.partition(likely, -self._tokens, axis=1)[:, -self._tokens, None]
+        likely[likely < least] = _NEVER
+        return likely
+
+    def _expected(self, part: Hashes) -> Floats:
+        """log10 of what the best word that begins so would have alone; 0 where none has begun."""
+        place = self._prefixes.find(part)
+        ahead = np.where(place >= 0, self._prefixes.ahead.take(np.maximum(place, 0)), self.scorer.rare)
+        return np.where(part > 0, ahead, 0.0)
+
+    def _completed(self, contexts: NDArray[np.int32], part: Hashes, which: Ints) -> tuple[Floats, Ints]:
+        """As :meth:`_complete` for the hypotheses of ``which`` (some of them several times); the others get zeros."""
+        log_prob, context = np.zeros(len(part)), np.zeros(len(part), dtype=np.int64)
+        wanted = np.zeros(len(part), dtype=bool)
+        wanted[which] = True
+        at = wanted.nonzero()[0]
+        log_prob[at], context[at] = self._complete(contexts.take(at), part.take(at))
+        return log_prob, context
+
+    def _complete(self, contexts: NDArray[np.int32], part: Hashes) -> tuple[Floats, Ints]:
+        """log10 probability of the words that the beginnings ``part`` would be if they ended here, and the contexts
+        after them; where no word has begun, 0 and the context as it was."""
+        word = self._prefixes.word(self._prefixes.find(part))
+        log_prob, after = self.scorer.score(contexts, np.where(word >= 0, word, self._unknown))
+        return np.where(part > 0, log_prob, 0.0), np.where(part > 0, after, contexts)
+
+    # -- merging and pruning -----------------------------------------------------------------------------------------
+
+    def _prune(
+        self,
+        columns: NDArray[np.int32],
+        scores: Floats,
+        total: Floats,
+        hashes: Hashes,
+        part: Hashes,
+        states: list[SearchState],
+    ) -> Beams:
+        """Sum equal hypotheses, keep the best of those with the same future, and of each row the best ones.
+
+        ``columns``: (9, n), ``scores``: (3, n), ``total``: (n,) of all alignments.
+        """
+        row = columns[ROW]
+        place = part * _MIX[2] + (columns[UNIT] + 1).astype(np.uint64) * _MIX[1] + row.astype(np.uint64) * _MIX[3]
+        order, starts = _groups(hashes * _MIX[0] + place)
+        alive = np.arange(len(total))
+        if len(starts) < len(order):
+            alive = np.sort(_sum_groups(scores, total, order, starts))
+        if self._recombine:
+            order, starts = _groups((place + columns[CONTEXT].astype(np.uint64) * _MIX[0]).take(alive))
+            if len(starts) < len(order):
+                alive = np.sort(alive.take(_best_of_groups(total.take(alive), order, starts)))
+        row, total = row.take(alive), total.take(alive)
+        top = np.full(len(states), _NEVER)
+        np.maximum.at(top, row, total)
+        order = np.lexsort((-total, row))  # stable: equal scores keep their order, alone as in company
+        row, rows = row.take(order), np.arange(int(row[-1]) + 1)
+        rank = np.arange(len(row)) - row.searchsorted(rows).take(row)
+        near = (rank < self.config.beam) & (top.take(row) - total.take(order) <= self.config.threshold)
+        alive, row = alive.take(order[near]), row[near]
+        beams = Beams(
+            np.ascontiguousarray(columns.take(alive, axis=1).T),
+            np.ascontiguousarray(scores.take(alive, axis=1).T),
+            hashes.take(alive),
+            row.searchsorted(rows),
+        )
+        beams.scores[:, :LOOK] -= top.take(row)[:, None]
+        for state, score in zip(states, top[: len(rows)].tolist(), strict=False):
+            state.offset += score
+        _record(beams, part.take(alive), states)
+        return beams
+
+
+def _record(beams: Beams, part: Hashes, states: list[SearchState]) -> None:
+    """Write new units into the histories of their streams."""
+    ints = beams.ints
+    new = (ints[:, NEW] >= 0).nonzero()[0]
+    units = ints.take(new, axis=0)
+    texts = beams.hashes.take(new) * _MIX[0] + part.take(new) * _MIX[2]
+    edges = units[:, ROW].searchsorted(np.arange(len(beams.starts) + 1)).tolist()
+    for state, begin, stop in zip(states, edges, edges[1:], strict=False):
+        if begin < stop:
+            size = state.history.size
+            state.history.append(units[begin:stop][:, [HISTORY, NEW, FIRST, LAST]], texts[begin:stop])
+            ints[new[begin:stop], HISTORY] = np.arange(size, state.history.size)
+    ints[new, NEW] = -1
+
+
+class _Prefixes:
+    """Words and their beginnings, by hash. ``scores``: (words,); ``ahead``: of each beginning, the best score of a word
+    that begins so."""
+
+    def __init__(self, words: Sequence[str], scores: Floats) -> None:
+        letters = np.array(words, dtype=np.str_)
+        longest = max(1, letters.itemsize // 4)
+        codes = letters.view(np.uint32).reshape(len(words), longest) if len(words) else np.zeros((0, 1), np.uint32)
+        part = np.zeros(len(words), dtype=np.uint64)
+        keys, owners = [], []
+        for column in codes.T:
+            here = column.nonzero()[0]
+            part[here] = part[here] * _LETTER + _letter(column[here])
+            keys.append(part[here])
+            owners.append(here)
+        self._keys, place = np.unique(np.concatenate(keys), return_inverse=True)
+        self.ahead = np.full(max(1, len(self._keys)), _NEVER)
+        np.maximum.at(self.ahead, place, scores[np.concatenate(owners)])
+        self._words = np.full(max(1, len(self._keys)), -1, dtype=np.int64)
+        self._words[self._keys.searchsorted(part)] = np.arange(len(words))
+
+    def find(self, part: Hashes) -> Ints:
+        """Places of beginnings, (n,); -1 for those that no word has."""
+        if not len(self._keys):
+            return np.full(len(part), -1, dtype=np.int64)
+        place = np.minimum(self._keys.searchsorted(part), len(self._keys) - 1)
+        return np.where(self._keys.take(place) == part, place, -1)
+
+    def word(self, place: Ints) -> Ints:
+        """The words that are complete at places (n,); -1 where none is."""
+        return np.where(place >= 0, self._words.take(np.maximum(place, 0)), -1)
+
+
+def _texts(vocabulary: Vocabulary) -> tuple[list[str], NDArray[np.bool_]]:
+    """(units,) what each unit adds to a word, and whether it ends the word before."""
+    names = ["", *vocabulary.units[1:]]
+    if isinstance(vocabulary, CharacterVocabulary):
+        return [name.strip() for name in names], np.array([name == " " for name in names])
+    starts = np.array([name.startswith(WORD_START) for name in names])
+    return [name.replace(WORD_START, "") for name in names], starts
+
+
+def _letter(codes: NDArray[np.uint32]) -> Hashes:
+    """Numbers of letters that have nothing to do with each other (the finaliser of splitmix64)."""
+    x = codes.astype(np.uint64) * _MIX[0]
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _hashes(texts: Sequence[str]) -> Hashes:
+    """(n,) hashes of texts; 0 of the empty one."""
+    found = np.zeros(len(texts), dtype=np.uint64)
+    for i, text in enumerate(texts):
+        for letter in _letter(np.array([ord(c) for c in text], dtype=np.uint32)):
+            found[i : i + 1] = found[i : i + 1] * _LETTER + letter
+    return found
+
+
+def _with_word(hashes: Hashes, part: Hashes) -> Hashes:
+    """Hashes of texts that one more word was added to."""
+    return hashes * _MIX[3] + (part ^ (part >> np.uint64(29))) * _MIX[1]
+
+
+def _join(low: NDArray[np.int32], high: NDArray[np.int32]) -> Hashes:
+    bits = [half.astype(np.uint32).astype(np.uint64) for half in (low, high)]
+    return bits[0] | (bits[1] << np.uint64(32))
+
+
+def _split(part: Hashes) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    return part.astype(np.uint32).view(np.int32), (part >> np.uint64(32)).astype(np.uint32).view(np.int32)
+
+
+def _within(values: NDArray[np.integer], least: int, stop: int) -> bool:
+    return bool(((values >= least) & (values < stop)).all())
