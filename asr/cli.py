@@ -151,7 +151,7 @@ def _models(args: argparse.Namespace) -> int:
     return status
 
 
-# --- asr train, asr eval, asr calibrate -----------------------------------------------------------------------------
+# --- asr train, asr eval, asr calibrate ---------------------------------------------------------------------------
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
