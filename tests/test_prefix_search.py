@@ -157,6 +157,17 @@ def test_stable_words_stay_times_are_in_order_and_memory_is_bounded(vocabulary: 
     assert most < 3000
 
 
+def test_streams_of_which_some_hypotheses_come_late_share_a_frame(model: NgramModel) -> None:
+    search = PrefixSearch(LETTERS, model, SearchConfig(beam=50, tokens=3, lm_weight=0.8))
+    rng = np.random.default_rng(8)
+    busy, quiet = random_emissions(rng, 30, len(LETTERS)), np.full((30, len(LETTERS)), -60.0, dtype=np.float32)
+    quiet[:, 0] = -0.01  # nothing but what was said before: no new hypotheses in the last row
+    states = [search.begin(), search.begin()]
+    search.step_many([(busy, states[0]), (quiet, states[1])])
+    assert ends(search, states[0]) == ends(search, search.step(busy, search.begin()))
+    assert search.end(states[1]).words == ()
+
+
 def test_a_state_can_be_copied_and_saved(model: NgramModel) -> None:
     search = PrefixSearch(LETTERS, model, SearchConfig(beam=12, lm_weight=0.8))
     rng = np.random.default_rng(6)

@@ -317,7 +317,8 @@ class PrefixSearch(Lockstep):
         top = np.full(len(states), _NEVER)
         np.maximum.at(top, row, total)
         order = np.lexsort((-total, row))  # stable: equal scores keep their order, alone as in company
-        row, rows = row.take(order), np.arange(int(row[-1]) + 1)
+        row = row.take(order)
+        rows = np.arange(int(row[-1]) + 1)
         rank = np.arange(len(row)) - row.searchsorted(rows).take(row)
         near = (rank < self.config.beam) & (top.take(row) - total.take(order) <= self.config.threshold)
         alive, row = alive.take(order[near]), row[near]
