@@ -384,7 +384,7 @@ class Stream:
         search, state = self.recognizer.search, self.state.search
         if cut.when == "final":
             return search.looks_final(state)
-        return bool(search.best(state).words) == (cut.when == "words")
+        return bool(search.end(state).words) == (cut.when == "words")
 
     def _close(self, reason: str) -> list[Result]:
         s, r = self.state, self.recognizer

@@ -60,6 +60,7 @@ Hashes = NDArray[np.uint64]
 
 _SPACE = " "
 _NEVER = -np.inf
+_NO_SPACE = -1e3  # nats: what is not over at the end counts only where nothing is
 _TIE = 1e-9  # per word id: of homophones that the language model does not tell apart, always the same one is better
 FINAL = -1.0  # log10 probability of an end from which on words look complete
 COMMIT_EVERY = 16  # frames
@@ -217,11 +218,12 @@ class BeamSearch:
         """The ``count`` likeliest different word sequences of the segment, best first (at least one)."""
         if not state.steps:
             return [Hypothesis((), 0.0)]
+        heard = state
         if self._space >= 0:
-            state = self._with_space(state)
+            state = self._with_space(heard)
         whole = (state.ints[:, NODE] == ROOT).nonzero()[0]
         if not len(whole):  # the beam holds nothing but parts of words: what came before them
-            return [self.best(state)]
+            return [self.best(heard)]
         ints = state.ints[whole]
         log_prob, _ = self.scorer.score(
             ints[:, CONTEXT], np.full(len(whole), self.scorer.end_of_sentence, dtype=np.int64)
@@ -240,7 +242,7 @@ class BeamSearch:
     def _with_space(self, state: SearchState) -> SearchState:
         """One more step, at which the last word may end."""
         silence = np.full((1, len(self.vocabulary)), _NEVER)
-        silence[0, [BLANK, self._space]] = 0.0
+        silence[0, [BLANK, self._space]] = [_NO_SPACE, 0.0]
         state = state.clone()
         self._advance_all([state], [silence], [[state.steps]], [[state.skipped]])
         return state
@@ -394,9 +396,10 @@ class BeamSearch:
         fresh = merged[:, n_stay:]
         here = now.take(fresh[ROW])
         np.copyto(fresh[FIRST], here, where=fresh[NODE] == ROOT)
-        fresh[LAST] = here
+        units_heard = np.concatenate([new_unit.take(on), new_unit.take(ended.take(good))])
+        np.copyto(fresh[LAST], here, where=units_heard != self._space)  # the space behind a word is no part of it
         middle, ends = slice(n_stay, n_stay + n_on), slice(n_stay + n_on, None)
-        merged[UNIT, middle], merged[UNIT, ends] = new_unit.take(on), new_unit.take(ended.take(good))
+        merged[UNIT, n_stay:] = units_heard
         merged[NODE, middle], merged[NODE, ends] = child.take(on), ROOT
         word = word.take(good)
         merged[CONTEXT, ends], merged[HOT, ends], merged[WORD, ends] = context.take(good), hot.take(good), word
@@ -490,13 +493,14 @@ class BeamSearch:
             order, starts = _groups(future.take(alive))
             if len(starts) < len(order):
                 alive = alive.take(_best_of_groups(total.take(alive), order, starts))
+        alive.sort()
         row, total = columns[ROW].take(alive), total.take(alive)
         top = np.full(len(states), _NEVER)
         np.maximum.at(top, row, total)
         behind = top.take(row) - total
         near = (behind <= self.config.threshold).nonzero()[0]
         code = (row.take(near).astype(np.int64) << 52) + (behind.take(near) * 2.0**44 / self._widest()).astype(np.int64)
-        near = near.take(code.argsort())
+        near = near.take(code.argsort(kind="stable"))  # of equal ones the first in memory, in any company
         row = row.take(near)
         rows = np.arange(int(row[-1]) + 1)
         starts = row.searchsorted(rows)
@@ -589,6 +593,9 @@ def _sum_groups(scores: Floats, total: Floats, order: Ints, starts: Ints) -> Int
     alive = order.take(starts)
     members = order[np.repeat(sizes > 1, sizes)]
     sizes = sizes.take(several)
+    members += np.repeat(np.arange(len(several)) << 32, sizes)
+    members.sort()  # within each group: a sum must not depend on an order that the stream's company changes
+    members &= (1 << 32) - 1
     begins = sizes.cumsum() - sizes
     best = members.take(_best_of_groups(total.take(members), np.arange(len(members)), begins))
     for column in (IN_BLANK, IN_UNIT):
