@@ -20,6 +20,7 @@ from asr import batching
 from asr.audio import read_media, resampler
 from asr.checkpoint import LEXICON, UNITS, ModelFolder, find_model
 from asr.decoding.beam_search import BeamSearch
+from asr.decoding.confidence import HYPOTHESES, Confidence, Judged, speller, word_times
 from asr.decoding.endpoint import Cut, EndpointConfig, Endpointer, EndpointState
 from asr.decoding.greedy import GreedySearch
 from asr.decoding.hot_words import HotWords
@@ -63,6 +64,14 @@ class Recognizer:
         self.search = self._search(search or folder.config.search)
         self.options = StreamOptions(endpoint=endpoint or folder.config.endpoint)
         """What a stream starts from."""
+        self.confidence = self._confidence()
+        """What judges words, where the model folder has the coefficients."""
+
+    def _confidence(self) -> Confidence | None:
+        config, search = self.folder.config.confidence, self.search
+        if config is None or not isinstance(search, BeamSearch):
+            return None
+        return Confidence(search, config, speller(search, lambda: self._pronouncer))
 
     def _search(self, config: SearchConfig) -> BeamSearch | PrefixSearch | GreedySearch:
         folder, vocabulary = self.folder, self.vocabularies[self.head]
@@ -391,13 +400,19 @@ class Stream:
         if s.search.steps == 0:
             return []
         options, search, steps = s.segment_options, s.search, s.search.steps
-        best, *others = r.search.end_nbest(search, 1 + options.alternatives)
+        count = 1 + options.alternatives
+        final = r.search.end_nbest(search, max(count, HYPOTHESES) if r.confidence else count)
+        best, *others = final[:count]
         rest = steps
         if reason == "max_length":
             best, rest = _without_last_word(best, steps, r.search.stable(search))
             others = []
-        words = self._words(best)
-        alternatives = tuple(Alternative(o.text, self._words(o)) for o in others if o.text)
+        given = [best, *(o for o in others if o.text)]
+        judged = r.confidence.judge(search, given, final) if r.confidence else [Judged() for _ in given]
+        words, *more = (self._words(h, j) for h, j in zip(given, judged, strict=True))
+        alternatives = tuple(
+            Alternative(o.text, w, j.whole) for o, w, j in zip(given[1:], more, judged[1:], strict=True)
+        )
         start, held = s.segment_start, search.array(len(r.search.vocabulary))
         self._begin_segment()
         if rest < steps:  # the word under the cut, for the next segment
@@ -407,9 +422,10 @@ class Stream:
         if not words:
             return []
         segment = Segment(
-            best.text, words[0].start, words[-1].end, words, s.segment, reason=reason, alternatives=alternatives
+            best.text, words[0].start, words[-1].end, words, s.segment, judged[0].whole, reason, alternatives
         )
         s.segment += 1
+        s.spoken_ms = round(1000 * segment.end)
         self._last_partial = ""
         return [segment]
 
@@ -428,17 +444,15 @@ class Stream:
         stable_text, unstable = " ".join(texts[:stable]), " ".join(texts[stable:])
         return [Partial(s.segment, words[0].start, words[-1].end, stable_text, unstable)]
 
-    def _words(self, hypothesis: Hypothesis) -> tuple[Word, ...]:
-        """Words on the stream's clock, in order and inside the audio; a step stands for its 40 ms."""
-        first, limit = self.state.segment_start, self.duration
-        words: list[Word] = []
-        earliest = 0.0
-        for w in hypothesis.words:
-            start = min(max((first + w.first) * STEP_MS / 1000, earliest), limit)
-            end = min(max((first + w.last + 1) * STEP_MS / 1000, start), limit)
-            words.append(Word(w.text, round(start, 3), round(end, 3)))
-            earliest = end
-        return tuple(words)
+    def _words(self, hypothesis: Hypothesis, judged: Judged | None = None) -> tuple[Word, ...]:
+        """Words of the open segment on the stream's clock, after those of the segments before it and inside the audio
+        that the search has heard."""
+        s, words = self.state, hypothesis.words
+        limit = min((s.segment_start + s.search.steps) * STEP_MS / 1000, self.duration)
+        shifts = self.recognizer.folder.config.times
+        times = word_times(words, s.segment_start, s.spoken_ms / 1000, limit, shifts)
+        confidences = judged.words if judged and judged.words else (None,) * len(words)
+        return tuple(Word(w.text, *t, c) for w, t, c in zip(words, times, confidences, strict=True))
 
 
 def feed_many(pieces: Sequence[tuple[Stream, NDArray[Any]]]) -> list[list[Result]]:

@@ -19,9 +19,9 @@ from asr.features import FeatureState
 from asr.model import State
 from asr.options import StreamOptions
 
-_MAGIC = b"asr-stream-2\n"
+_MAGIC = b"asr-stream-3\n"
 _LENGTH = struct.Struct("<I")
-_COUNTERS = ("sample_rate", "samples_in", "steps", "segment", "segment_start")
+_COUNTERS = ("sample_rate", "samples_in", "steps", "segment", "segment_start", "spoken_ms")
 
 
 @dataclass
@@ -30,7 +30,8 @@ class StreamState:
 
     ``model``: fingerprint of the weights it belongs to. ``sample_rate``, ``samples_in``: of the client's audio.
     ``options``: the session's, from the next segment on; ``segment_options``: those of the open one. ``steps``:
-    emissions so far. ``segment_start``: step at which the open segment began.
+    emissions so far. ``segment_start``: step at which the open segment began. ``spoken_ms``: where the last word of
+    the segments before it ends.
     """
 
     model: str
@@ -46,6 +47,7 @@ class StreamState:
     steps: int = 0
     segment: int = 0
     segment_start: int = 0
+    spoken_ms: int = 0
     finished: bool = False
 
     def clone(self) -> StreamState:
@@ -64,6 +66,7 @@ class StreamState:
             self.steps,
             self.segment,
             self.segment_start,
+            self.spoken_ms,
             self.finished,
         )
 
@@ -122,6 +125,7 @@ class StreamState:
                 _count(meta["steps"]),
                 _count(meta["segment"]),
                 _count(meta["segment_start"]),
+                _count(meta["spoken_ms"]),
                 meta["finished"] is True,
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, AsrError) as error:

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from asr.audio import load_audio
-from asr.decoding.confidence import FEATURES, HYPOTHESES, Confidence, ConfidenceConfig, Evidence
+from asr.decoding.confidence import FEATURES, HYPOTHESES, Confidence, ConfidenceConfig, Evidence, speller
 from asr.decoding.endpoint import Endpointer
 from asr.recognizer import Recognizer
-from asr.training.calibrate import by_segment, collect, examples, fit, hypotheses, join, label, predict, speller
+from asr.training.calibrate import by_segment, collect, examples, fit, hypotheses, join, label, predict
 from asr.training.evaluate import emissions_of, load_utterances
 from asr.training.manifest import Utterance, read_table
 from asr.training.tune import cut_segments
@@ -64,7 +64,7 @@ def cost(recognizer):
     confidence = Confidence(search, config, speller(search))
     took["one final hypothesis"] = lambda: search.end_nbest(state, 1)
     took[f"{HYPOTHESES} final hypotheses"] = lambda: search.end_nbest(state, HYPOTHESES)
-    took["judge the best"] = lambda: confidence.judge(held, len(held), final[:1], final)
+    took["judge the best"] = lambda: confidence.judge(state, final[:1], final)
     print(f"{len(held)} steps, {len(final[0].words)} words, {len(final)} hypotheses")
     times = {name: [] for name in took}
     for _ in range(20):

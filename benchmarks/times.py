@@ -21,11 +21,11 @@ import numpy as np
 import torch
 
 from asr.audio import load_audio
-from asr.decoding.confidence import TimesConfig, align, word_times
+from asr.decoding.confidence import TimesConfig, align, speller, word_times
 from asr.model_config import STEP_MS
 from asr.recognizer import Recognizer
 from asr.training import metrics
-from asr.training.calibrate import examples, speller
+from asr.training.calibrate import examples
 from asr.training.evaluate import emissions_of
 
 SENTENCES = """the birch canoe slid on the smooth planks

@@ -25,6 +25,8 @@ from asr.vocabulary import BLANK
 
 if TYPE_CHECKING:
     from asr.decoding.beam_search import BeamSearch
+    from asr.decoding.search_state import SearchState
+    from asr.lexicon import Lexicon
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -104,6 +106,7 @@ def word_times(
 
     In order, without overlap, and every word lasts longer than nothing, as far as there is room for it.
     """
+    earliest = min(earliest, limit)
     least = min(_SHORTEST_MS / 1000, max(0.0, limit - earliest) / max(1, len(words)))
     starts: list[float] = []
     before = earliest
@@ -112,7 +115,7 @@ def word_times(
         starts.append(max(min(at, limit - (len(words) - i) * least), before))
         before = starts[-1] + least
     ends = []
-    for w, start, following in zip(words, starts, [*starts[1:], limit], strict=True):
+    for w, start, following in zip(words, starts, [*starts[1:], limit], strict=False):
         at = ((origin + w.last + 1) * STEP_MS + times.end_shift_ms) / 1000
         ends.append(max(start, min(max(at, start + least), following)))
     return [(round(s, 3), round(e, 3)) for s, e in zip(starts, ends, strict=True)]
@@ -123,10 +126,11 @@ def word_times(
 
 @dataclass(frozen=True)
 class Judged:
-    """Confidences of one hypothesis: per word (None: too far back), and of the whole (None where no word has one)."""
+    """Confidences of one hypothesis: per word (None: too far back), and of the whole (None where no word has one).
+    By default: of one that nobody judged."""
 
-    words: tuple[float | None, ...]
-    whole: float | None
+    words: tuple[float | None, ...] = ()
+    whole: float | None = None
 
 
 class Confidence:
@@ -136,21 +140,20 @@ class Confidence:
         """``spell``: unit ids of a word's pronunciations, also of hot words that the lexicon does not list."""
         self.config = config
         self.evidence = Evidence(search, spell)
+        self._units = len(search.vocabulary)
         self._weights = np.array([config.weights[name] for name in FEATURES])
 
-    def judge(
-        self, held: Emissions, steps: int, judged: Sequence[Hypothesis], all_: Sequence[Hypothesis]
-    ) -> list[Judged]:
-        """Confidences of the hypotheses ``judged``. ``held``: (n, units) emissions of the last n of the segment's
-        ``steps``; ``all_``: its final hypotheses, best first."""
-        return [self._judge(held, steps, hypothesis.words, all_) for hypothesis in judged]
+    def judge(self, state: SearchState, judged: Sequence[Hypothesis], final: Sequence[Hypothesis]) -> list[Judged]:
+        """Confidences of the hypotheses ``judged`` of a segment that ends with ``state``; ``final``: its final
+        hypotheses, best first, :data:`HYPOTHESES` of them if there are as many."""
+        held = state.array(self._units)[-KEPT_STEPS:]
+        return [self._judge(held, state.steps, h.words, final[:HYPOTHESES]) for h in judged]
 
-    def _judge(self, held: Emissions, steps: int, words: Sequence[TimedWord], all_: Sequence[Hypothesis]) -> Judged:
-        held = held[-KEPT_STEPS:]
+    def _judge(self, held: Emissions, steps: int, words: Sequence[TimedWord], final: Sequence[Hypothesis]) -> Judged:
         known = [w for w in words if w.first >= steps - len(held)]
         if not known:
             return Judged((None,) * len(words), None)
-        shares = share(known, all_, self.config.temperature)
+        shares = share(known, final, self.config.temperature)
         odds = self.evidence.features(held, steps, words, shares) @ self._weights + self.config.bias
         confidences = sigmoid(odds)
         whole = sigmoid(self.config.segment_bias + self.config.segment_slope * log_odds(confidences.mean()))
@@ -206,6 +209,16 @@ class Evidence:
         log_prob, _ = self._scorer.score(context, ids)
         known = ids[:-1] < end
         return log_prob, np.where(known, self._unigrams[np.where(known, ids[:-1], 0)], self._scorer.rare)
+
+
+def speller(search: BeamSearch, more: Callable[[], Lexicon] | None = None) -> Spell:
+    """Unit ids of the pronunciations of words of the search's lexicon. ``more``: gives a lexicon that knows how to say
+    those that it does not list, such as hot words."""
+
+    def spell(word: str) -> list[list[int]]:
+        return search._spell(word, search.lexicon if more is None or word in search.lexicon else more())
+
+    return spell
 
 
 def share(words: Sequence[TimedWord], hypotheses: Sequence[Hypothesis], temperature: float) -> Floats:

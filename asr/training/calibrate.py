@@ -28,6 +28,7 @@ from asr.decoding.confidence import (
     log_odds,
     share,
     sigmoid,
+    speller,
     weights_of,
 )
 from asr.decoding.hypothesis import Emissions, Hypothesis
@@ -133,11 +134,6 @@ def main(
 
 
 # --- examples -------------------------------------------------------------------------------------------------------
-
-
-def speller(search: BeamSearch):  # type: ignore[no-untyped-def]
-    """Unit ids of the pronunciations of the search's own words."""
-    return lambda word: search._spell(word, search.lexicon)
 
 
 def examples(recognizer: Recognizer, search: BeamSearch, dev: Sequence[str], limit: int | None) -> Iterator[Example]:
