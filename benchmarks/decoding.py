@@ -158,7 +158,8 @@ def lines(recognizer: Recognizer, lexicon: Lexicon, temporary: Path) -> Iterator
 
     make = search()
     yield Line(f"{head}: lexicon, no LM", head, make, config, lm_scale=0.0)
-    yield Line(f"{head}: lexicon, no LM, tuned", head, make, config, ("word_score", "prior_weight"), lm_scale=0.0)
+    alone = replace(config, word_score=-5.0)  # what keeps short words away where no language model does
+    yield Line(f"{head}: lexicon, no LM, tuned", head, make, alone, ("word_score", "prior_weight"), lm_scale=0.0)
     yield Line(f"{head}: no priors", head, make, replace(config, prior_weight=0.0))
     yield Line(f"{head}: no priors, tuned", head, make, replace(config, prior_weight=0.0), ("lm_weight", "word_score"))
     yield Line(f"{head}: no recombination", head, search(recombine=False), config)
