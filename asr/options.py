@@ -38,16 +38,20 @@ class StreamOptions:
         """
         new = self
         if hotwords is not None:
-            new = replace(new, hotwords=tuple(_hot_word(h) for h in hotwords))
+            new = replace(new, hotwords=_hot_words(hotwords))
         if isinstance(endpointing, bool):
             new = replace(new, endpoint=EndpointConfig() if endpointing else OFF)
         elif isinstance(endpointing, EndpointConfig):
             new = replace(new, endpoint=endpointing)
         elif endpointing is not None:
-            merged = {**to_dict(new.endpoint), **dict(endpointing)}
+            if not isinstance(endpointing, Mapping):
+                raise UsageError(f"endpointing is a configuration, some of its keys or False, not {endpointing!r}")
+            merged = {**to_dict(new.endpoint), **endpointing}
             new = replace(new, endpoint=from_dict(EndpointConfig, merged, "endpointing"))
         if lm is not None:
-            new = replace(new, lm=bool(lm))
+            if not isinstance(lm, bool):
+                raise UsageError(f"lm must be True or False, not {lm!r}")
+            new = replace(new, lm=lm)
         if alternatives is not None:
             if (
                 isinstance(alternatives, bool)
@@ -69,6 +73,12 @@ class StreamOptions:
         return StreamOptions().change(
             values["hotwords"], dict(values["endpoint"]), values["lm"] is True, values["alternatives"]
         )
+
+
+def _hot_words(values: Iterable[HotWordLike]) -> tuple[HotWord, ...]:
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        raise UsageError(f"hotwords must be a list of phrases, not {values!r}: put it in brackets")
+    return tuple(_hot_word(value) for value in values)
 
 
 def _hot_word(value: HotWordLike) -> HotWord:

@@ -35,7 +35,7 @@ class Scorer:
         self._offsets = np.cumsum([0, *model.counts])
         self._log_probs = np.concatenate(model.log_probs)
         self._backoffs = np.concatenate(model.backoffs) if model.order > 1 else np.zeros(self._size, np.float32)
-        self._continues = np.concatenate([model.is_context(n) for n in range(1, model.order + 1)])
+        self._continues = np.concatenate([_is_context(model, n) for n in range(1, model.order + 1)])
         prefixed = [k + o * self._size for k, o in zip(model.keys[1:], self._offsets, strict=False)]
         self._keys = np.concatenate(prefixed) if prefixed else np.zeros(0, dtype=np.int64)
         """Of each n-gram from the second order on: the number of its first words and its last one, in one integer."""
@@ -107,6 +107,13 @@ class Scorer:
                 numbers[k, here] = number
             numbers[n, here] = given[here]
         return [((n >= 0).nonzero()[0], n[n >= 0]) for n in numbers[2:]]
+
+
+def _is_context(model: NgramModel, order: int) -> NDArray[np.bool_]:
+    """Of each n-gram of ``order``: whether what follows depends on all of it. Files of other tools may back off from
+    n-grams that nothing follows."""
+    follows: NDArray[np.bool_] = model.is_context(order)
+    return follows | (model.backoffs[order - 1] != 0) if order < model.order else follows
 
 
 class _Table:

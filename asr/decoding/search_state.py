@@ -26,6 +26,7 @@ IN_BLANK, IN_UNIT, LOOK = range(3)
 PREVIOUS, NAME, BEGINS, ENDS, DEPTH = range(5)
 
 
+MOST_STEPS = 2**31 - 2**24  # of a segment: steps are counted in 32 bits
 KEPT_STEPS = 60_000 // STEP_MS  # emissions that are remembered at least, as long as the segment is that long
 
 
@@ -229,9 +230,12 @@ class SearchState:
         sound = np.isfinite(state.scores[:, LOOK]).all() and not np.isnan(held).any() and (held < 1e6).all()
         if not (finite and sound and np.isfinite(held.max(axis=1, initial=-np.inf)).all()):
             raise ValueError("the search holds numbers that are not finite")
-        if min(steps, frames, *committed.ravel().tolist(), 0) < 0 or state.lm_scale not in (0.0, 1.0):
+        if not 0 <= frames <= steps <= MOST_STEPS or committed.min(initial=0) < 0 or state.lm_scale not in (0.0, 1.0):
             raise ValueError("the search holds counts that cannot be")
-        if state.committed and committed[:, 2].max() > steps:
+        previous = state.history.data[:, PREVIOUS]
+        if not ((previous >= -1) & (previous < np.arange(len(previous)))).all():
+            raise ValueError("the search holds words that do not follow each other")
+        if state.committed and committed[:, 1:].max() > steps:
             raise ValueError("the search holds words from beyond its end")
         return state
 
