@@ -9,6 +9,7 @@ grapheme-to-phoneme model. Only whole words earn anything: what stands beside a 
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -42,7 +43,8 @@ class HotWords:
 
     ``words``: id of every word of the vocabulary; ``spell``: the unit ids of a word's pronunciations (raises an
     AsrError for a word that has none); ``score``: (ids) -> the weighted language model score of words without context,
-    in nats. Raises UsageError that names every unusable phrase and what is wrong with it.
+    in nats. Of a phrase that is given twice the last boost holds; one of 0 is none. Raises UsageError that names every
+    unusable phrase and what is wrong with it.
     """
 
     def __init__(
@@ -65,8 +67,8 @@ class HotWords:
             except AsrError as error:
                 unusable.append(f"'{phrase.text}': {error}")
             else:
-                if phrase.boost:
-                    found[tuple(text.split())] = phrase.boost
+                found[tuple(text.split())] = phrase.boost
+        found = {phrase: boost for phrase, boost in found.items() if boost}
         if len(found) > MOST_PHRASES:
             unusable.append(f"{len(found)} phrases are too many: give {MOST_PHRASES} at most")
         if unusable:
@@ -154,11 +156,17 @@ def _usable(phrase: HotWord, normalize: Callable[[str], str]) -> str:
     boost = phrase.boost
     if isinstance(boost, bool) or not isinstance(boost, int | float) or not -MOST_BOOST <= boost <= MOST_BOOST:
         raise UsageError(f"its boost must be a number from {-MOST_BOOST:g} to {MOST_BOOST:g}, not {boost!r}")
-    strange = sorted({c for c in phrase.text if not (c.isalnum() or c.isspace() or c in "'’-.,&")})
-    text = normalize(phrase.text)
+    given = unicodedata.normalize("NFC", phrase.text)
+    strange = sorted({c for c in given if not (_is_letter(c, normalize) or c.isspace() or c in "'’-.,&")})
+    text = normalize(given)
     if strange or not text:
         raise UsageError(f"it cannot be spelled in the units of this model ({' '.join(strange) or phrase.text})")
     return text
+
+
+def _is_letter(c: str, normalize: Callable[[str], str]) -> bool:
+    """Whether a character leaves something in the text: letters of other scripts would be left out in silence."""
+    return c.isalnum() and (c.isascii() or bool(normalize(c)))
 
 
 class Overlay:
