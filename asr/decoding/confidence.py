@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import floor, isfinite
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -106,6 +106,7 @@ def word_times(
 
     In order, without overlap, and every word lasts longer than nothing, as far as there is room for it.
     """
+    limit = floor(1000 * limit + 1e-6) / 1000  # times are whole milliseconds
     earliest = min(earliest, limit)
     least = min(_SHORTEST_MS / 1000, max(0.0, limit - earliest) / max(1, len(words)))
     starts: list[float] = []
