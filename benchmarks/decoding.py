@@ -51,7 +51,7 @@ from asr.training.tune import Trial, tune
 from asr.vocabulary import CharacterVocabulary, Vocabulary
 
 TOGETHER = 32
-BEAMS = (20, 50, 100, 300)
+BEAMS = (20, 50, 100, 300, 600)
 TUNED = {"lm_weight": 0.6, "word_score": 1.0, "prior_weight": 0.3}  # first steps of the coordinate search
 SCALES = (1.0, 0.5)
 LETTERS = SearchConfig(beam=100, tokens=20, threshold=15.0, lm_weight=1.2, word_score=0.5, blank_skip=0.999)
