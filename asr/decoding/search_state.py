@@ -27,6 +27,7 @@ PREVIOUS, NAME, BEGINS, ENDS, DEPTH = range(5)
 
 
 MOST_STEPS = 2**31 - 2**24  # of a segment: steps are counted in 32 bits
+MOST_NATS = 1e12  # either way: scores are sums of some nats a step
 KEPT_STEPS = 60_000 // STEP_MS  # emissions that are remembered at least, as long as the segment is that long
 
 
@@ -227,9 +228,9 @@ class SearchState:
             raise ValueError(f"the search cannot be read: {error}") from None
         finite = np.isfinite(state.emissions[0]).all() if state.emissions else True
         held = state.scores[:, [IN_BLANK, IN_UNIT]]
-        sound = np.isfinite(state.scores[:, LOOK]).all() and not np.isnan(held).any() and (held < 1e6).all()
-        if not (finite and sound and np.isfinite(held.max(axis=1, initial=-np.inf)).all()):
-            raise ValueError("the search holds numbers that are not finite")
+        numbers = np.concatenate([state.scores[:, LOOK], held.max(axis=1, initial=-np.inf), [state.offset]])
+        if not finite or np.isnan(held).any() or not (np.abs(numbers) < MOST_NATS).all():
+            raise ValueError("the search holds numbers that are no scores")
         if not 0 <= frames <= steps <= MOST_STEPS or committed.min(initial=0) < 0 or state.lm_scale not in (0.0, 1.0):
             raise ValueError("the search holds counts that cannot be")
         previous = state.history.data[:, PREVIOUS]
