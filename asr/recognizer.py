@@ -41,6 +41,7 @@ from asr.vocabulary import PhoneVocabulary
 __all__ = ["Recognizer", "Source", "Stream", "StreamState", "as_samples", "feed_many", "finish_many"]
 
 Source = str | PathLike[str] | IO[bytes] | NDArray[Any]
+SHOWN = 0.5  # share of the hypotheses' probability that a word needs to stand in a partial result
 CHUNK_S = 2.0  # of a file per network step: bounds memory, long enough that the cost of a step is spread
 
 
@@ -277,7 +278,7 @@ class Stream:
         self.sample_rate = sample_rate
         self.partials = partials
         self._resampler = None if sample_rate == SAMPLE_RATE else resampler(sample_rate)
-        self._last_partial = ""
+        self._last_partial = "", ""
         options = recognizer.options
         self.state = state or StreamState(
             recognizer.folder.fingerprint,
@@ -426,22 +427,22 @@ class Stream:
         )
         s.segment += 1
         s.spoken_ms = round(1000 * segment.end)
-        self._last_partial = ""
+        self._last_partial = "", ""
         return [segment]
 
     def _partial(self) -> list[Result]:
-        """The open segment so far, if that is news."""
+        """The open segment so far, if that is news: its stable words, and those after them that are likely enough."""
         s, search = self.state, self.recognizer.search
-        words = self._words(search.best(s.search))
+        words = self._words(search.best(s.search))[: search.likely(s.search, SHOWN)]
+        stable = search.stable(s.search)
         texts = [w.text for w in words]
-        if " ".join(texts) == self._last_partial:
+        stable_text, unstable = " ".join(texts[:stable]), " ".join(texts[stable:])
+        if (stable_text, unstable) == self._last_partial:
             return []
-        self._last_partial = " ".join(texts)
+        self._last_partial = stable_text, unstable
         if not words:  # what a partial said before is taken back
             now = min(s.steps * STEP_MS / 1000, self.duration)
             return [Partial(s.segment, now, now, "", "")]
-        stable = search.stable(s.search)
-        stable_text, unstable = " ".join(texts[:stable]), " ".join(texts[stable:])
         return [Partial(s.segment, words[0].start, words[-1].end, stable_text, unstable)]
 
     def _words(self, hypothesis: Hypothesis, judged: Judged | None = None) -> tuple[Word, ...]:

@@ -263,20 +263,22 @@ def test_streams_that_cannot_share_a_step(tiny: Recognizer, tiny_path: Path) -> 
 
 
 def test_partials_lead_to_segments(tiny: Recognizer) -> None:
-    stream, shown, index = tiny.stream(), "", 0
+    stream, shown, index = tiny.stream(), ("", ""), 0
     for piece in [*cut(babble(10, seed=1), [800]), np.zeros(RATE, np.float32)]:
         results = stream.feed(piece)
         assert len([r for r in results if isinstance(r, Partial)]) <= 1
         for result in results:
             if isinstance(result, Segment):
                 assert result.index == index
-                shown, index = "", index + 1
+                assert result.text.split()[: len(shown[0].split())] == shown[0].split(), "stable text stays"
+                shown, index = ("", ""), index + 1
             else:
-                assert result.segment == index and result.text != shown
+                assert result.segment == index and (result.stable, result.unstable) != shown
+                assert result.stable.split()[: len(shown[0].split())] == shown[0].split()
                 assert 0 <= result.start <= result.end <= stream.duration
-                shown = result.text
+                shown = result.stable, result.unstable
     assert index > 2
-    assert shown == "", "a segment that is closed, or an empty partial, takes the text away"
+    assert shown == ("", ""), "a segment that is closed, or an empty partial, takes the text away"
 
 
 def test_no_partials_when_none_are_wanted(tiny: Recognizer) -> None:

@@ -60,8 +60,10 @@ Hashes = NDArray[np.uint64]
 
 _SPACE = " "
 _NEVER = -np.inf
+_MOST_ROWS = 250  # streams that advance together: see _ranking
 _NO_SPACE = -1e3  # nats: what is not over at the end counts only where nothing is
-_TIE = 1e-9  # per word id: of homophones that the language model does not tell apart, always the same one is better
+_TIE = 2e-8  # per word id: of homophones that the language model does not tell apart, always the same one is better
+FEW_WORDS = 4  # below a node, from which on the language model looks ahead at each of them in its context
 FINAL = -1.0  # log10 probability of an end from which on words look complete
 COMMIT_EVERY = 16  # frames
 COMMIT_STEPS = 4000 // STEP_MS  # words that ended this long ago are committed
@@ -210,6 +212,21 @@ class BeamSearch:
         if not all(right):
             raise StateError("the state is broken or of another model: its search does not fit this one")
 
+    def likely(self, state: SearchState, share: float) -> int:
+        """How many of the first words of :meth:`best` at least ``share`` of the hypotheses' probability has, too."""
+        history = state.history
+        total = np.logaddexp(state.scores[:, IN_BLANK], state.scores[:, IN_UNIT])
+        weight = np.exp(total - total.max())
+        chain = history.chain(int(state.ints[int(np.argmax(total)), HISTORY]))
+        entries, count = state.ints[:, HISTORY], len(chain)
+        while count:
+            there = history.at_depth(entries, int(history.data[chain[count - 1], DEPTH]))
+            agree = (there >= 0) & (history.hashes[there] == history.hashes[chain[count - 1]])
+            if weight[agree].sum() >= share * weight.sum():
+                break
+            count -= 1
+        return len(state.committed) + count
+
     def end(self, state: SearchState) -> Hypothesis:
         """The likeliest whole words of the segment with its end scored."""
         return self.end_nbest(state, 1)[0]
@@ -288,8 +305,9 @@ class BeamSearch:
                 state.skipped = bool(kept[-1] < len(emissions) - 1)
             else:
                 state.skipped = True
-        if states:
-            self._advance_all(states, frames, steps, collapse)
+        for i in range(0, len(states), _MOST_ROWS):
+            piece = slice(i, i + _MOST_ROWS)
+            self._advance_all(states[piece], frames[piece], steps[piece], collapse[piece])
 
     def _advance_all(
         self,
@@ -371,7 +389,7 @@ class BeamSearch:
         own = own.take(keep) if about.overlay else own
         repeated = new_unit == unit.take(parent)
         score = np.where(repeated, in_blank.take(parent), total.take(parent)) + heard - look.take(parent)
-        new_look = self._looks(child, own, row, parent, about)
+        new_look = self._looks(child, own, row, parent, columns[CONTEXT], about)
         keep = (score + new_look > least.take(parent)).nonzero()[0]
         parent, child, new_unit, score = parent.take(keep), child.take(keep), new_unit.take(keep), score.take(keep)
         new_look = new_look.take(keep)
@@ -442,13 +460,31 @@ class BeamSearch:
             unit = np.concatenate([unit, own_unit])
         return parent, child, own, unit
 
-    def _looks(self, child: Ints, own: NDArray[np.bool_], row: NDArray[np.int32], parent: Ints, about: _Row) -> Floats:
-        """What the language model expects of the words below nodes."""
+    def _looks(
+        self,
+        child: Ints,
+        own: NDArray[np.bool_],
+        row: NDArray[np.int32],
+        parent: Ints,
+        context: NDArray[np.int32],
+        about: _Row,
+    ) -> Floats:
+        """What the language model expects of the words below nodes: where they are few, of each in its context."""
         rows = row.take(parent)
+        shared = child if about.overlay is None else np.where(own, ROOT, child)
+        ahead, count = self.trie.ahead.take(shared), self.trie.below.take(shared)
+        if len(few := (count <= FEW_WORDS).nonzero()[0]):
+            count = count.take(few)
+            stop = count.cumsum()
+            place = (self.trie.first_below.take(shared.take(few)) - (stop - count)).repeat(count)
+            place += np.arange(len(place))
+            contexts = context.take(parent.take(few)).repeat(count)
+            log_prob, _ = self.scorer.score(contexts, self.trie.entries.take(place))
+            ahead[few] = np.maximum.reduceat(log_prob, stop - count)
+        look = about.lm_weight.take(rows) * ahead
         if about.overlay is None:
-            return about.lm_weight.take(rows) * self.trie.ahead.take(child)
-        shared = about.lm_weight.take(rows) * self.trie.ahead.take(np.where(own, ROOT, child))
-        return np.where(own, about.overlay.looks(child, own, rows, len(self.trie)), shared)
+            return look
+        return np.where(own, about.overlay.looks(child, own, rows, len(self.trie)), look)
 
     def _completed(
         self, child: Ints, own: NDArray[np.bool_], row: NDArray[np.int32], parent: Ints, about: _Row
@@ -499,8 +535,7 @@ class BeamSearch:
         np.maximum.at(top, row, total)
         behind = top.take(row) - total
         near = (behind <= self.config.threshold).nonzero()[0]
-        code = (row.take(near).astype(np.int64) << 52) + (behind.take(near) * 2.0**44 / self._widest()).astype(np.int64)
-        near = near.take(code.argsort(kind="stable"))  # of equal ones the first in memory, in any company
+        near = near.take(self._ranking(row.take(near), behind.take(near)).argsort())
         row = row.take(near)
         rows = np.arange(int(row[-1]) + 1)
         starts = row.searchsorted(rows)
@@ -514,9 +549,11 @@ class BeamSearch:
         self._record(beams, top, states)
         return beams
 
-    def _widest(self) -> float:
-        """So that a score below the best, divided by this, is less than 2**8."""
-        return max(1.0, self.config.threshold / 128)
+    def _ranking(self, row: NDArray[np.int32], behind: Floats) -> Ints:
+        """(n,) integers, all different, that sort by row, then by score, then by place. Quick to sort, and of equal
+        hypotheses the same one is the better in any company."""
+        close = (behind * ((2.0**33 - 1) / self.config.threshold)).astype(np.int64)
+        return (row.astype(np.int64) << 55) | (close << 22) | np.arange(len(row))
 
     @staticmethod
     def _record(beams: _Beams, top: Floats, states: list[SearchState]) -> None:

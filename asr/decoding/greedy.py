@@ -78,6 +78,10 @@ class GreedySearch:
         """How many of the first words will not change any more: all but the last."""
         return max(0, len(self.end(state).words) - 1)
 
+    def likely(self, state: SearchState, share: float) -> int:
+        """All words of the best path."""
+        return len(self.end(state).words)
+
     def looks_final(self, state: SearchState) -> bool:
         """Without a language model nothing does."""
         return False

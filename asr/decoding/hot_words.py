@@ -147,7 +147,8 @@ class HotWords:
         words = np.array([local[place] for place, _ in entries], dtype=np.int32)
         tree = build(units.reshape(len(entries), longest), words, worth)
         return Trie(tree.unit, tree.first_child, tree.children, tree.first_word, tree.word_count,
-                    self.words[tree.words].astype(np.int32), tree.ahead)  # fmt: skip
+                    self.words[tree.words].astype(np.int32), tree.ahead, tree.first_below, tree.below,
+                    self.words[tree.entries])  # fmt: skip
 
 
 def _usable(phrase: HotWord, normalize: Callable[[str], str]) -> str:
@@ -175,7 +176,8 @@ class Overlay:
     def __init__(self, hot: Sequence[HotWords | None], size: int) -> None:
         """``size``: nodes of the shared tree; a node n > 0 of a stream's own tree is ``size + n`` in its hypotheses."""
         zero = np.zeros(1, np.int32)
-        empty = Trie(zero - 1, zero, zero, zero, zero, zero[:0], np.zeros(1))
+        none = np.zeros(1, np.int64)
+        empty = Trie(zero - 1, zero, zero, zero, zero, zero[:0], np.zeros(1), none, none, none[:0])
         trees = [h.tree if h else empty for h in hot]
         self._nodes = _offsets([len(t) for t in trees])
         self._unit = np.concatenate([t.unit for t in trees])

@@ -113,6 +113,10 @@ class PrefixSearch(Lockstep):
         words = len(self._spelled(units))
         return words if units and units[-1][0] == self._space else max(0, words - 1)
 
+    def likely(self, state: SearchState, share: float) -> int:
+        """All words of :meth:`best`: an open vocabulary has too many spellings for shares of them to mean much."""
+        return len(self.best(state).words)
+
     def looks_final(self, state: SearchState) -> bool:
         """Whether the likeliest words could well be all: they are known, and the language model finds an end here as
         likely as some."""

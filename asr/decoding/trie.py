@@ -20,7 +20,8 @@ class Trie:
 
     ``unit``: (nodes,) the unit that leads to a node. ``first_child``, ``children``: (nodes,) where its children begin
     and how many they are. ``first_word``, ``word_count``: (nodes,) where in ``words`` those that end at it stand.
-    ``ahead``: (nodes,) the best score of a word at or below a node; 0 at the root.
+    ``ahead``: (nodes,) the best score of a word at or below a node; 0 at the root. ``first_below``, ``below``: (nodes,)
+    where in ``entries`` the words at or below a node stand, and how many they are.
     """
 
     unit: Ints
@@ -30,6 +31,9 @@ class Trie:
     word_count: Ints
     words: Ints
     ahead: Floats
+    first_below: NDArray[np.int64]
+    below: NDArray[np.int64]
+    entries: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.unit)
@@ -50,6 +54,7 @@ def build(spellings: Ints, words: Ints, scores: Floats) -> Trie:
     node_of = np.zeros(count, dtype=np.int64)  # node of the entry's prefix at the level that is being built
     last_node = np.zeros(count, dtype=np.int64)
     units, parents, total = [np.array([-1])], [np.array([-1])], 1
+    begin_below, end_below = [np.zeros(1, dtype=np.int64)], [np.array([count])]
     changed = np.zeros(count, dtype=bool)  # whether an entry's prefix differs from the one before
     if count:
         changed[0] = True
@@ -60,6 +65,9 @@ def build(spellings: Ints, words: Ints, scores: Floats) -> Trie:
         if not len(begins):
             break
         number = np.cumsum(np.isin(np.arange(count), begins, assume_unique=True)) - 1 + total
+        edges = np.append(np.flatnonzero(changed), count)
+        begin_below.append(begins)
+        end_below.append(edges[np.searchsorted(edges, begins, side="right")])
         units.append(column[begins])
         parents.append(node_of[begins])
         node_of = np.where(column >= 0, number, node_of)
@@ -84,6 +92,9 @@ def build(spellings: Ints, words: Ints, scores: Floats) -> Trie:
         word_count.astype(np.int32),
         kept.astype(np.int32),
         ahead,
+        np.concatenate(begin_below).astype(np.int64),
+        (np.concatenate(end_below) - np.concatenate(begin_below)).astype(np.int64),
+        words.astype(np.int64),
     )
 
 
