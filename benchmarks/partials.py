@@ -12,6 +12,7 @@ not, and is given beside). Every stable text is checked: it must never be withdr
 import argparse
 import statistics
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -73,7 +74,7 @@ def follow(recognizer, samples, chunk_ms, total):
 def close(shown, segment, total):
     """Count what became of the words of a segment."""
     final = segment.text.split()
-    for (_, before, stable), (_, after, _) in zip(shown, shown[1:], strict=False):
+    for (_, before, stable), (_, after, _) in pairwise(shown):
         total.withdrawn += sum(a != b for a, b in zip(before, [*after, *[""] * len(before)], strict=False))
         assert after[:stable] == before[:stable], f"stable text was withdrawn: {before[:stable]} by {after}"
     total.words += len(final)

@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/search.py [--model en] [--streams 1 50] [--data dev.tsv] [--limit 50] \\
         [--flashlight]
 
-Every stream is an utterance (of the manifest, or the clips of the tests, repeated) that is fed in 100 ms chunks. Prints,
-per number of streams, processor seconds per second of audio of the network alone and of the search alone (with the
+Every stream is an utterance (of the manifest, or the clips of the tests, repeated), fed in 100 ms chunks. Prints, per
+number of streams, processor seconds per second of audio of the network alone and of the search alone (with the
 language model at the default width; partial results left out), the same for greedy decoding, and with `--flashlight`
 for flashlight-text's decoder at the same settings. Then the time from the last sample of a stream to its final result.
 Processor time of one thread: little disturbed by other jobs; the ratio of two columns even less.
@@ -51,7 +51,7 @@ def main() -> None:
         network, emissions = run_network(recognizer, audio, count)
         line = [f"network {network / seconds:.4f}"]
         for name, search in routes.items():
-            took, texts = run_search(search, emissions, count)
+            took, _ = run_search(search, emissions, count)
             line.append(f"{name} {took / seconds:.4f} (x {took / network:.2f})")
         print(f"{count} streams: " + ", ".join(line), flush=True)
     waits = [finalisation(recognizer, a) for a in audio]
