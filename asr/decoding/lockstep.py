@@ -1,21 +1,40 @@
 """What searches over arrays of hypotheses have in common: the hypotheses of all streams take every frame together.
 
 A search gives :meth:`Lockstep.frame`, one frame for the hypotheses of several streams; here is how streams come
-together and part, how surely blank steps are passed over, and how a stream's memory stays bounded.
+together and part, how surely blank steps are passed over, how hypotheses are merged, ranked and cut off, and how a
+stream's memory stays bounded.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from asr.decoding.hypothesis import Emissions
+from asr.decoding.hypothesis import Emissions, Hypothesis
 from asr.decoding.search_config import SearchConfig
-from asr.decoding.search_state import ENDS, HISTORY, IN_BLANK, IN_UNIT, ROW, SearchState
+from asr.decoding.search_state import (
+    BEGINS,
+    COLUMNS,
+    CONTEXT,
+    DEPTH,
+    ENDS,
+    FIRST,
+    HISTORY,
+    IN_BLANK,
+    IN_UNIT,
+    LAST,
+    LOOK,
+    PREVIOUS,
+    ROW,
+    UNIT,
+    WORD,
+    SearchState,
+)
 from asr.model_config import STEP_MS
 from asr.vocabulary import BLANK
 
@@ -23,8 +42,12 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Hashes = NDArray[np.uint64]
 
+NEVER = -np.inf
+FINAL = -1.0  # log10 probability of an end from which on words look complete
 COMMIT_EVERY = 16  # frames
 COMMIT_STEPS = 4000 // STEP_MS  # what was said this long ago is committed
+MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93], dtype=np.uint64)
+_MOST_ROWS = 250  # streams that advance together: see Lockstep._ranking
 
 
 @dataclass
@@ -38,37 +61,86 @@ class Beams:
     starts: Ints
 
 
-class Lockstep(ABC):
-    """``step / step_many`` over the emissions of one head. ``shift``: (units,) what is subtracted from emissions."""
+@dataclass
+class Rows:
+    """What a frame needs to know of streams that advance together: ``states`` and ``lm_weight``, both (rows,)."""
 
-    def __init__(self, config: SearchConfig, shift: Floats) -> None:
-        self.config, self._shift = config, shift
+    states: list[SearchState]
+    lm_weight: Floats
+
+
+@dataclass
+class Piece:
+    """Of one stream: ``frames`` (n, units), the ``steps`` (n,) they stand for, and whether blanks were ``skipped`` (n,)
+    before each."""
+
+    state: SearchState
+    frames: Floats
+    steps: list[int]
+    skipped: list[bool]
+
+
+About = TypeVar("About", bound=Rows)
+
+
+class Lockstep(ABC, Generic[About]):
+    """``step / step_many`` over the emissions of one head. ``shift``: (units,) what is subtracted from emissions;
+    ``recombine``: of hypotheses with the same future, keep the best only."""
+
+    def __init__(self, config: SearchConfig, shift: Emissions | Floats, recombine: bool) -> None:
+        self.config, self._shift, self._recombine = config, shift, recombine
+        self._tokens = min(config.tokens, len(shift) - 1)
+
+    @abstractmethod
+    def about(self, states: list[SearchState]) -> About:
+        """What :meth:`frame` needs to know of streams that advance together."""
 
     @abstractmethod
     def frame(
-        self,
-        beams: Beams,
-        states: list[SearchState],
-        emissions: Floats,
-        now: NDArray[np.int32],
-        skipped: NDArray[np.bool_],
+        self, beams: Beams, about: About, emissions: Floats, now: NDArray[np.int32], skipped: NDArray[np.bool_]
     ) -> Beams:
-        """One frame. ``states``: of the rows (and of rows that have ended, behind them); ``emissions``: (rows, units);
-        ``now``: (rows,) step of each; ``skipped``: (rows,) whether blanks were passed over just before it."""
+        """One frame. ``about``: the rows (and behind them rows that have ended); ``emissions``: (rows, units); ``now``:
+        (rows,) step of each; ``skipped``: (rows,) whether blanks were passed over just before it."""
+
+    @abstractmethod
+    def end_nbest(self, state: SearchState, count: int) -> list[Hypothesis]:
+        """The ``count`` likeliest different word sequences of the segment, best first (at least one)."""
+
+    @property
+    def commit_every(self) -> int:
+        """Frames of a stream from one commit to the next."""
+        return COMMIT_EVERY
+
+    # -- one stream --------------------------------------------------------------------------------------------------
 
     def step(self, emissions: Emissions, state: SearchState) -> SearchState:
         """Advance by ``emissions`` (steps, units) log-probabilities; the state given is used up."""
         self.step_many([(emissions, state)])
         return state
 
+    def end(self, state: SearchState) -> Hypothesis:
+        """The likeliest words of the segment, all of them whole, with its end scored."""
+        return self.end_nbest(state, 1)[0]
+
+    @staticmethod
+    def totals(state: SearchState) -> Floats:
+        """(hypotheses,) score of all alignments of each, without the state's offset."""
+        return np.logaddexp(state.scores[:, IN_BLANK], state.scores[:, IN_UNIT])
+
+    def weights(self, states: Sequence[SearchState]) -> Floats:
+        """(states,) weight of the language model."""
+        return self.config.lm_weight * np.array([s.lm_scale for s in states])
+
+    # -- many streams ------------------------------------------------------------------------------------------------
+
     def step_many(self, pieces: Sequence[tuple[Emissions, SearchState]]) -> None:
         """Advance several streams together; their states are changed in place. A stream's result does not depend on
         the others."""
         moved = [piece for emissions, state in pieces if len(emissions) and (piece := self._take(emissions, state))]
-        if moved:
-            self._advance(sorted(moved, key=lambda piece: -len(piece.frames)))  # what ends early leaves at the end
+        for i in range(0, len(moved), _MOST_ROWS):
+            self.advance(moved[i : i + _MOST_ROWS])
 
-    def _take(self, emissions: Emissions, state: SearchState) -> _Piece | None:
+    def _take(self, emissions: Emissions, state: SearchState) -> Piece | None:
         """The frames that move hypotheses, if any; the others, surely blank, only shift their mass."""
         first = state.steps
         state.keep(emissions)
@@ -82,48 +154,153 @@ class Lockstep(ABC):
         before = np.diff(kept, prepend=kept[0]) > 1
         before[0] = state.skipped or kept[0] > 0
         state.skipped = bool(kept[-1] < len(emissions) - 1)
-        return _Piece(state, shifted[kept].astype(np.float64), first + kept, before)
+        return Piece(state, shifted[kept].astype(np.float64), (first + kept).tolist(), before.tolist())
 
-    def _advance(self, pieces: Sequence[_Piece]) -> None:
-        """All frames of all pieces, longest piece first: the k-th frame of each in the k-th round."""
+    def advance(self, pieces: Sequence[Piece]) -> None:
+        """All frames of all pieces (at least one): the k-th frame of each in the k-th round."""
+        pieces = sorted(pieces, key=lambda piece: -len(piece.frames))  # those that end early leave at the end
         states = [piece.state for piece in pieces]
-        sizes = np.array([len(s.ints) for s in states])
-        beams = Beams(
-            np.concatenate([s.ints for s in states]),
-            np.concatenate([s.scores for s in states]),
-            np.concatenate([s.hashes for s in states]),
-            np.cumsum(sizes) - sizes,
-        )
-        beams.ints[:, ROW] = np.repeat(np.arange(len(states)), sizes)
-        for k in range(len(pieces[0].frames)):
-            active = [piece for piece in pieces if len(piece.frames) > k]
-            if len(active) < len(beams.starts):
-                beams = _retire(beams, states, len(active))
-            emissions = np.stack([piece.frames[k] for piece in active])
-            now = np.array([piece.steps[k] for piece in active], dtype=np.int32)
-            skipped = np.array([piece.skipped[k] for piece in active])
-            beams = self.frame(beams, states, emissions, now, skipped)
-            for r in range(len(active)):
+        lengths, every = [len(piece.frames) for piece in pieces], self.commit_every
+        beams, about = _gather(states), self.about(states)
+        for k in range(lengths[0]):
+            active = sum(length > k for length in lengths)
+            if active < len(beams.starts):
+                beams = _retire(beams, states, active)
+            emissions = np.stack([piece.frames[k] for piece in pieces[:active]])
+            now = np.array([piece.steps[k] for piece in pieces[:active]], dtype=np.int32)
+            skipped = np.array([piece.skipped[k] for piece in pieces[:active]])
+            beams = self.frame(beams, about, emissions, now, skipped)
+            for r in range(active):
                 states[r].frames += 1
-                if states[r].frames % COMMIT_EVERY == 0:
+                if states[r].frames % every == 0:
                     beams = _commit(beams, states[r], r, int(now[r]))
         _retire(beams, states, 0)
 
-    @staticmethod
-    def totals(state: SearchState) -> Floats:
-        """(hypotheses,) score of all alignments of each, without the state's offset."""
-        return np.logaddexp(state.scores[:, IN_BLANK], state.scores[:, IN_UNIT])
+    # -- parts of a frame --------------------------------------------------------------------------------------------
+
+    def _likely(self, emissions: Floats) -> Floats:
+        """(rows, units): the emissions of the best units of a step; those of the others, and of blank, are -inf."""
+        likely = emissions.copy()
+        likely[:, BLANK] = NEVER
+        least = np.partition(likely, -self._tokens, axis=1)[:, -self._tokens, None]
+        likely[likely < least] = NEVER
+        return likely
+
+    def _select(
+        self,
+        columns: NDArray[np.int32],
+        scores: Floats,
+        total: Floats,
+        hashes: Hashes,
+        keys: tuple[Hashes, Hashes],
+        states: list[SearchState],
+    ) -> Beams:
+        """Sum equal hypotheses, keep the best of those with the same future, and of each row the best ones.
+
+        ``columns``: (9, n), ``scores``: (3, n), ``total``: (n,) of all alignments, ``hashes``: (n,); ``keys``: (n,) of
+        what a hypothesis is, and (n,) of its future.
+        """
+        order, starts = _groups(keys[0])
+        alive = np.arange(len(total))
+        if len(starts) < len(order):
+            alive = _sum_groups(scores, total, order, starts)
+        if self._recombine:
+            order, starts = _groups(keys[1].take(alive))
+            if len(starts) < len(order):
+                alive = alive.take(_best_of_groups(total.take(alive), order, starts))
+        alive.sort()
+        row, total = columns[ROW].take(alive), total.take(alive)
+        top = np.full(len(states), NEVER)
+        np.maximum.at(top, row, total)
+        behind = top.take(row) - total
+        near = (behind <= self.config.threshold).nonzero()[0]
+        near = near.take(self._ranking(row.take(near), behind.take(near)).argsort())
+        row = row.take(near)
+        rows = np.arange(int(row[-1]) + 1)
+        within = np.arange(len(near)) - row.searchsorted(rows).take(row) < self.config.beam
+        alive, row = alive.take(near[within]), row[within]
+        ints = np.ascontiguousarray(columns.take(alive, axis=1).T)
+        kept = np.ascontiguousarray(scores.take(alive, axis=1).T)
+        kept[:, :LOOK] -= top.take(row)[:, None]
+        for state, score in zip(states, top[: len(rows)].tolist(), strict=False):
+            state.offset += score
+        return Beams(ints, kept, hashes.take(alive), row.searchsorted(rows))
+
+    def _ranking(self, row: NDArray[np.int32], behind: Floats) -> Ints:
+        """(n,) integers, all different, that sort by row, then by score, then by place. Quick to sort, and of equal
+        hypotheses the same one is the better in any company."""
+        close = (behind * ((2.0**33 - 1) / self.config.threshold)).astype(np.int64)
+        return (row.astype(np.int64) << 55) | (close << 22) | np.arange(len(row))
 
 
-@dataclass
-class _Piece:
-    """Of one stream: ``frames`` (n, units), the ``steps`` (n,) they stand for, and whether blanks were ``skipped`` (n,)
-    before each."""
+def first_state(context: int) -> tuple[NDArray[np.int32], Floats, Hashes]:
+    """The one hypothesis of a new segment, as in a :class:`SearchState`: nothing is said, and the language model is in
+    ``context``."""
+    ints = np.zeros((1, COLUMNS), dtype=np.int32)
+    ints[0, [UNIT, HISTORY, WORD]] = -1
+    ints[0, CONTEXT] = context
+    return ints, np.array([[0.0, NEVER, 0.0]]), np.zeros(1, dtype=np.uint64)
 
-    state: SearchState
-    frames: Floats
-    steps: Ints
-    skipped: NDArray[np.bool_]
+
+def fits(state: SearchState, units: int, contexts: int) -> bool:
+    """Whether a state can be one of a search with so many units and language model contexts, as far as all searches
+    have that in common."""
+    columns, history = state.ints.T, state.history
+    before = history.data[:, PREVIOUS]
+    right = [
+        len(state.ints) > 0,
+        within(columns[UNIT], -1, units) and not (columns[UNIT] == BLANK).any(),
+        within(columns[CONTEXT], 0, contexts),
+        within(columns[HISTORY], -1, history.size),
+        bool((columns[WORD] == -1).all() and (columns[ROW] == 0).all()),
+        bool((before < np.arange(history.size)).all() and (before >= -1).all()),
+        bool((history.data[:, DEPTH] == np.where(before >= 0, history.data[before, DEPTH] + 1, 0)).all()),
+        within(np.concatenate([*columns[[FIRST, LAST]], *history.data[:, [BEGINS, ENDS]].T]), 0, state.steps + 1),
+        all(e.shape[1] == units for e in state.emissions),
+        sum(map(len, state.emissions)) <= state.steps,
+    ]
+    return all(right)
+
+
+def within(values: NDArray[np.integer], least: int, stop: int) -> bool:
+    """Whether all values are at least ``least`` and below ``stop``."""
+    return bool(((values >= least) & (values < stop)).all())
+
+
+def sum_texts(keys: Hashes, totals: Floats, entries: NDArray[np.int32], count: int) -> list[tuple[float, int]]:
+    """Of the ``count`` likeliest different texts, best first: the sum of their hypotheses' scores, and the history of
+    the best of these. ``keys``: (n,) hashes of texts, ``totals``: (n,), ``entries``: (n,) of the history."""
+    sums: dict[int, tuple[float, float, int]] = {}  # by text: best score, sum of scores, history of the best
+    for key, score, entry in zip(keys.tolist(), totals.tolist(), entries.tolist(), strict=True):
+        top, all_of_it, best = sums.get(key, (NEVER, NEVER, -1))
+        sums[key] = (max(top, score), float(np.logaddexp(all_of_it, score)), entry if score > top else best)
+    return [(score, entry) for _, score, entry in sorted(sums.values(), key=lambda s: -s[1])[:count]]
+
+
+def record(beams: Beams, hashes: Hashes, states: Iterable[SearchState]) -> None:
+    """Write what is new (column WORD) into the histories of the streams. ``hashes``: (n,) of all said with it."""
+    ints = beams.ints
+    new = (ints[:, WORD] >= 0).nonzero()[0]
+    if not len(new):
+        return
+    words = ints.take(new, axis=0)
+    edges = words[:, ROW].searchsorted(np.arange(len(beams.starts) + 1)).tolist()
+    for state, begin, stop in zip(states, edges, edges[1:], strict=False):
+        if begin < stop:
+            history, piece = state.history, slice(begin, stop)
+            size = history.size
+            history.append(words[piece][:, [HISTORY, WORD, FIRST, LAST]], hashes.take(new[piece]))
+            ints[new[piece], HISTORY] = np.arange(size, history.size)
+    ints[new, WORD] = -1
+
+
+def _gather(states: Sequence[SearchState]) -> Beams:
+    """The hypotheses of several streams, one row each."""
+    sizes = np.array([len(s.ints) for s in states])
+    ints = np.concatenate([s.ints for s in states])
+    ints[:, ROW] = np.repeat(np.arange(len(states)), sizes)
+    scores, hashes = np.concatenate([s.scores for s in states]), np.concatenate([s.hashes for s in states])
+    return Beams(ints, scores, hashes, np.cumsum(sizes) - sizes)
 
 
 def _retire(beams: Beams, states: list[SearchState], active: int) -> Beams:
@@ -160,3 +337,51 @@ def _commit(beams: Beams, state: SearchState, r: int, now: int) -> Beams:
     ints[begin : begin + len(renamed), HISTORY] = renamed
     starts = starts - np.where(np.arange(len(starts)) > r, int((~keep).sum()), 0)
     return Beams(ints, beams.scores[survivors], beams.hashes[survivors], starts)
+
+
+def _groups(keys: Hashes) -> tuple[Ints, Ints]:
+    """An order in which equal keys stand together, and where each group begins in it."""
+    order = keys.argsort()
+    ordered = keys.take(order)
+    fresh = np.ones(len(order), dtype=bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=fresh[1:])
+    return order, fresh.nonzero()[0]
+
+
+def _sizes(starts: Ints, stop: int) -> Ints:
+    """Of groups that follow each other up to ``stop``."""
+    sizes = np.empty_like(starts)
+    np.subtract(starts[1:], starts[:-1], out=sizes[:-1])
+    sizes[-1] = stop - starts[-1]
+    return sizes
+
+
+def _sum_groups(scores: Floats, total: Floats, order: Ints, starts: Ints) -> Ints:
+    """Add up the scores of each group, in place, at its best member; those members."""
+    sizes = _sizes(starts, len(order))
+    several = (sizes > 1).nonzero()[0]
+    alive = order.take(starts)
+    members = order[np.repeat(sizes > 1, sizes)]
+    sizes = sizes.take(several)
+    members += np.repeat(np.arange(len(several)) << 32, sizes)
+    members.sort()  # within each group: a sum must not depend on an order that the stream's company changes
+    members &= (1 << 32) - 1
+    begins = sizes.cumsum() - sizes
+    best = members.take(_best_of_groups(total.take(members), np.arange(len(members)), begins))
+    for column in (IN_BLANK, IN_UNIT):
+        scores[column, best] = np.logaddexp.reduceat(scores[column].take(members), begins)
+    total[best] = np.logaddexp(scores[IN_BLANK, best], scores[IN_UNIT, best])
+    alive[several] = best
+    return alive
+
+
+def _best_of_groups(total: Floats, order: Ints, starts: Ints) -> Ints:
+    """For each group the place of its best member (of equal ones the first in memory)."""
+    sizes = _sizes(starts, len(order))
+    grouped = total[order]
+    best = np.maximum.reduceat(grouped, starts)
+    is_best = grouped == np.repeat(best, sizes)
+    group = np.repeat(np.arange(len(starts)), sizes)[is_best]
+    place = np.full(len(starts), len(order), dtype=np.int64)
+    np.minimum.at(place, group, order[is_best])
+    return place

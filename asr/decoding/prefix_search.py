@@ -20,17 +20,28 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from asr.decoding.beam_search import _best_of_groups, _groups, _sum_groups
 from asr.decoding.hot_words import HotWords
 from asr.decoding.hypothesis import Emissions, Hypothesis, TimedWord
-from asr.decoding.lockstep import Beams, Floats, Hashes, Ints, Lockstep
+from asr.decoding.lockstep import (
+    FINAL,
+    MIX,
+    NEVER,
+    Beams,
+    Floats,
+    Hashes,
+    Ints,
+    Lockstep,
+    Rows,
+    first_state,
+    fits,
+    record,
+    sum_texts,
+    within,
+)
 from asr.decoding.scorer import NoScorer, Scorer
 from asr.decoding.search_config import SearchConfig
 from asr.decoding.search_state import (
-    BEGINS,
-    COLUMNS,
     CONTEXT,
-    DEPTH,
     ENDS,
     FIRST,
     HISTORY,
@@ -41,7 +52,6 @@ from asr.decoding.search_state import (
     LOOK,
     NAME,
     NODE,
-    PREVIOUS,
     ROW,
     UNIT,
     WORD,
@@ -52,13 +62,10 @@ from asr.lm.model import NgramModel
 from asr.vocabulary import BLANK, WORD_START, BpeVocabulary, CharacterVocabulary, Vocabulary
 
 LOW, HIGH, NEW = NODE, HOT, WORD  # halves of the hash of a word's beginning; a unit that is not in the history yet
-FINAL = -1.0  # log10 probability of an end from which on words look complete
-_NEVER = -np.inf
 _LETTER = np.uint64(0x2545F4914F6CDD1D)  # of a polynomial over the letters of a word
-_MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93], dtype=np.uint64)
 
 
-class PrefixSearch(Lockstep):
+class PrefixSearch(Lockstep[Rows]):
     """``begin / step / best / end`` over the emissions of one head, as :class:`asr.decoding.beam_search.BeamSearch`.
     Immutable; shared by all streams of a recogniser.
 
@@ -76,15 +83,14 @@ class PrefixSearch(Lockstep):
     ) -> None:
         config = config or SearchConfig()
         shift = np.zeros(len(vocabulary)) if log_priors is None else config.prior_weight * log_priors.astype(np.float64)
-        super().__init__(config, shift)
+        super().__init__(config, shift, recombine)
         if not isinstance(vocabulary, CharacterVocabulary | BpeVocabulary):
             raise ModelError(f"units of kind '{vocabulary.kind}' spell no words: use a lexicon, or characters or BPE")
-        self.vocabulary, self._recombine = vocabulary, recombine
+        self.vocabulary = vocabulary
         words = language_model.words[3:] if language_model else ()
         self.scorer = Scorer(language_model, words) if language_model else NoScorer(0)
         self._prefixes = _Prefixes(words, self.scorer.unigrams())
         self._unknown = len(words) + 1  # to the scorer, a word that nobody knows
-        self._tokens = min(config.tokens, len(vocabulary) - 1)
         texts, self._ends = _texts(vocabulary)
         empty = [unit for unit, text in enumerate(texts) if self._ends[unit] and not text]
         self._space = empty[0] if empty else -1  # what stands between words, if anything
@@ -95,10 +101,7 @@ class PrefixSearch(Lockstep):
     def begin(self, hot: HotWords | None = None, lm_scale: float = 1.0) -> SearchState:
         """State of a new segment. ``hot``: must be None, there are no hot words here; ``lm_scale`` multiplies the
         language model's weight (0: none)."""
-        ints = np.zeros((1, COLUMNS), dtype=np.int32)
-        ints[0, [UNIT, HISTORY, NEW]] = -1
-        ints[0, CONTEXT] = self.scorer.begin
-        return SearchState(ints, np.array([[0.0, _NEVER, 0.0]]), np.zeros(1, dtype=np.uint64), lm_scale=lm_scale)
+        return SearchState(*first_state(self.scorer.begin), lm_scale=lm_scale)
 
     def best(self, state: SearchState) -> Hypothesis:
         """The likeliest words so far; the last may still be incomplete."""
@@ -130,30 +133,10 @@ class PrefixSearch(Lockstep):
 
     def check_state(self, state: SearchState, hot: HotWords | None) -> None:
         """Raise StateError unless ``state`` can be one of this search."""
-        columns, history = state.ints.T, state.history
         units = len(self.vocabulary)
-        before = history.data[:, PREVIOUS]
-        steps = np.concatenate([*columns[[FIRST, LAST]], *history.data[:, [BEGINS, ENDS]].T])
-        said = np.concatenate([history.data[:, NAME], [unit for unit, _, _ in state.committed]])
-        right = [
-            len(state.ints) > 0,
-            _within(columns[UNIT], -1, units) and not (columns[UNIT] == BLANK).any(),
-            _within(columns[CONTEXT], 0, self.scorer.contexts),
-            _within(columns[HISTORY], -1, history.size),
-            bool((columns[NEW] == -1).all() and (columns[ROW] == 0).all()),
-            _within(said, BLANK + 1, units),
-            bool((before < np.arange(history.size)).all() and (before >= -1).all()),
-            bool((history.data[:, DEPTH] == np.where(before >= 0, history.data[before, DEPTH] + 1, 0)).all()),
-            _within(steps, 0, state.steps + 1),
-            all(e.shape[1] == units for e in state.emissions),
-            sum(map(len, state.emissions)) <= state.steps,
-        ]
-        if not all(right) or hot is not None:
+        said = np.concatenate([state.history.data[:, NAME], [unit for unit, _, _ in state.committed]])
+        if hot is not None or not fits(state, units, self.scorer.contexts) or not within(said, BLANK + 1, units):
             raise StateError("the state is broken or of another model: its search does not fit this one")
-
-    def end(self, state: SearchState) -> Hypothesis:
-        """The likeliest words of the segment, the last one complete, with its end scored."""
-        return self.end_nbest(state, 1)[0]
 
     def end_nbest(self, state: SearchState, count: int) -> list[Hypothesis]:
         """The ``count`` likeliest different word sequences of the segment, best first (at least one)."""
@@ -166,12 +149,8 @@ class PrefixSearch(Lockstep):
         total = self.totals(state) - state.scores[:, LOOK] + self.config.lm_weight * state.lm_scale * log_prob
         total += np.where(part > 0, self.config.word_score, 0.0)
         text = np.where(part > 0, _with_word(state.hashes, part), state.hashes)
-        sums: dict[int, tuple[float, float, int]] = {}  # by text: best score, sum of scores, history of the best
-        for key, score, entry in zip(text.tolist(), total.tolist(), state.ints[:, HISTORY].tolist(), strict=True):
-            top, all_of_it, best = sums.get(key, (_NEVER, _NEVER, -1))
-            sums[key] = (max(top, score), float(np.logaddexp(all_of_it, score)), entry if score > top else best)
-        ranked = sorted(sums.values(), key=lambda s: -s[1])[:count]
-        return [Hypothesis(self._words(state, entry), score + state.offset) for _, score, entry in ranked]
+        ranked = sum_texts(text, total, state.ints[:, HISTORY], count)
+        return [Hypothesis(self._words(state, entry), score + state.offset) for score, entry in ranked]
 
     def _units(self, state: SearchState, entry: int) -> list[tuple[int, int, int]]:
         """(unit, step, step) up to an entry of the history."""
@@ -194,30 +173,29 @@ class PrefixSearch(Lockstep):
 
     # -- one frame ---------------------------------------------------------------------------------------------------
 
+    def about(self, states: list[SearchState]) -> Rows:
+        """See :meth:`Lockstep.about`."""
+        return Rows(states, self.weights(states))
+
     def frame(
-        self,
-        beams: Beams,
-        states: list[SearchState],
-        emissions: Floats,
-        now: NDArray[np.int32],
-        skipped: NDArray[np.bool_],
+        self, beams: Beams, about: Rows, emissions: Floats, now: NDArray[np.int32], skipped: NDArray[np.bool_]
     ) -> Beams:
         """See :meth:`Lockstep.frame`."""
         columns = np.ascontiguousarray(beams.ints.T)
         row, unit, part = columns[ROW], columns[UNIT], _join(columns[LOW], columns[HIGH])
-        weight = self.config.lm_weight * np.array([s.lm_scale for s in states])
+        weight = about.lm_weight
         in_blank, in_unit, look = np.ascontiguousarray(beams.scores.T)
         total = np.logaddexp(in_blank, in_unit)
         if skipped.any():
             gone = skipped.take(row)
-            in_blank, in_unit = np.where(gone, total, in_blank), np.where(gone, _NEVER, in_unit)
+            in_blank, in_unit = np.where(gone, total, in_blank), np.where(gone, NEVER, in_unit)
         stay_blank, stay_unit = self._stay(emissions, row, unit, part, total, in_unit)
         stay = np.logaddexp(stay_blank, stay_unit)
         least = (np.maximum.reduceat(stay, beams.starts) - self.config.threshold).take(row)
 
         heard = self._likely(emissions).take(row, axis=0)
         if self._space >= 0:
-            heard[part == 0, self._space] = _NEVER  # stays
+            heard[part == 0, self._space] = NEVER  # stays
         parent, new_unit = (total[:, None] + heard > least[:, None]).nonzero()
         score = np.where(new_unit == unit.take(parent), in_blank.take(parent), total.take(parent))
         score += heard[parent, new_unit] - look.take(parent)
@@ -238,12 +216,13 @@ class PrefixSearch(Lockstep):
         fresh[LOW], fresh[HIGH] = _split(new_part.take(on))
         fresh[CONTEXT] = np.where(done, context.take(source[n:]), fresh[CONTEXT])
         hashes[n:] = np.where(done, _with_word(hashes[n:], part.take(source[n:])), hashes[n:])
-        scores = np.full((3, len(source)), _NEVER)
+        scores = np.full((3, len(source)), NEVER)
         for column, old in ((IN_BLANK, stay_blank), (IN_UNIT, stay_unit), (LOOK, look)):
             scores[column, :n] = old.take(stays)
         scores[IN_UNIT, n:], scores[LOOK, n:] = (score + new_look).take(on), new_look.take(on)
         whole = np.concatenate([stay.take(stays), scores[IN_UNIT, n:]])
-        return self._prune(merged, scores, whole, hashes, np.concatenate([part.take(stays), new_part.take(on)]), states)
+        parts = np.concatenate([part.take(stays), new_part.take(on)])
+        return self._prune(merged, scores, whole, hashes, parts, about.states)
 
     def _stay(
         self,
@@ -258,17 +237,9 @@ class PrefixSearch(Lockstep):
         stay_blank, stay_unit = total + emissions[row, BLANK], in_unit + emissions[row, unit]
         if self._space >= 0:  # between words a space is as good as blank
             between = part == 0
-            stay_blank = np.logaddexp(stay_blank, np.where(between, total + emissions[row, self._space], _NEVER))
-            stay_unit = np.where(between & (unit == self._space), _NEVER, stay_unit)
+            stay_blank = np.logaddexp(stay_blank, np.where(between, total + emissions[row, self._space], NEVER))
+            stay_unit = np.where(between & (unit == self._space), NEVER, stay_unit)
         return stay_blank, stay_unit
-
-    def _likely(self, emissions: Floats) -> Floats:
-        """(rows, units): the emissions of the best units of a step; those of the others, and of blank, are -inf."""
-        likely = emissions.copy()
-        likely[:, BLANK] = _NEVER
-        least = np.partition(likely, -self._tokens, axis=1)[:, -self._tokens, None]
-        likely[likely < least] = _NEVER
-        return likely
 
     def _expected(self, part: Hashes) -> Floats:
         """log10 of what the best word that begins so would have alone; 0 where none has begun."""
@@ -292,8 +263,6 @@ class PrefixSearch(Lockstep):
         log_prob, after = self.scorer.score(contexts, np.where(word >= 0, word, self._unknown))
         return np.where(part > 0, log_prob, 0.0), np.where(part > 0, after, contexts)
 
-    # -- merging and pruning -----------------------------------------------------------------------------------------
-
     def _prune(
         self,
         columns: NDArray[np.int32],
@@ -303,55 +272,14 @@ class PrefixSearch(Lockstep):
         part: Hashes,
         states: list[SearchState],
     ) -> Beams:
-        """Sum equal hypotheses, keep the best of those with the same future, and of each row the best ones.
-
-        ``columns``: (9, n), ``scores``: (3, n), ``total``: (n,) of all alignments.
-        """
-        row = columns[ROW]
-        place = part * _MIX[2] + (columns[UNIT] + 1).astype(np.uint64) * _MIX[1] + row.astype(np.uint64) * _MIX[3]
-        order, starts = _groups(hashes * _MIX[0] + place)
-        alive = np.arange(len(total))
-        if len(starts) < len(order):
-            alive = np.sort(_sum_groups(scores, total, order, starts))
-        if self._recombine:
-            order, starts = _groups((place + columns[CONTEXT].astype(np.uint64) * _MIX[0]).take(alive))
-            if len(starts) < len(order):
-                alive = np.sort(alive.take(_best_of_groups(total.take(alive), order, starts)))
-        row, total = row.take(alive), total.take(alive)
-        top = np.full(len(states), _NEVER)
-        np.maximum.at(top, row, total)
-        order = np.lexsort((-total, row))  # stable: equal scores keep their order, alone as in company
-        row = row.take(order)
-        rows = np.arange(int(row[-1]) + 1)
-        rank = np.arange(len(row)) - row.searchsorted(rows).take(row)
-        near = (rank < self.config.beam) & (top.take(row) - total.take(order) <= self.config.threshold)
-        alive, row = alive.take(order[near]), row[near]
-        beams = Beams(
-            np.ascontiguousarray(columns.take(alive, axis=1).T),
-            np.ascontiguousarray(scores.take(alive, axis=1).T),
-            hashes.take(alive),
-            row.searchsorted(rows),
-        )
-        beams.scores[:, :LOOK] -= top.take(row)[:, None]
-        for state, score in zip(states, top[: len(rows)].tolist(), strict=False):
-            state.offset += score
-        _record(beams, part.take(alive), states)
+        """See :meth:`Lockstep._select`. ``part``: (n,) the beginnings of words."""
+        place = part * MIX[2] + (columns[UNIT] + 1).astype(np.uint64) * MIX[1]
+        place += columns[ROW].astype(np.uint64) * MIX[3]
+        future = place + columns[CONTEXT].astype(np.uint64) * MIX[0]
+        beams = self._select(columns, scores, total, hashes, (hashes * MIX[0] + place, future), states)
+        kept = _join(beams.ints[:, LOW], beams.ints[:, HIGH])
+        record(beams, beams.hashes * MIX[0] + kept * MIX[2], states)
         return beams
-
-
-def _record(beams: Beams, part: Hashes, states: list[SearchState]) -> None:
-    """Write new units into the histories of their streams."""
-    ints = beams.ints
-    new = (ints[:, NEW] >= 0).nonzero()[0]
-    units = ints.take(new, axis=0)
-    texts = beams.hashes.take(new) * _MIX[0] + part.take(new) * _MIX[2]
-    edges = units[:, ROW].searchsorted(np.arange(len(beams.starts) + 1)).tolist()
-    for state, begin, stop in zip(states, edges, edges[1:], strict=False):
-        if begin < stop:
-            size = state.history.size
-            state.history.append(units[begin:stop][:, [HISTORY, NEW, FIRST, LAST]], texts[begin:stop])
-            ints[new[begin:stop], HISTORY] = np.arange(size, state.history.size)
-    ints[new, NEW] = -1
 
 
 class _Prefixes:
@@ -370,7 +298,7 @@ class _Prefixes:
             keys.append(part[here])
             owners.append(here)
         self._keys, place = np.unique(np.concatenate(keys), return_inverse=True)
-        self.ahead = np.full(max(1, len(self._keys)), _NEVER)
+        self.ahead = np.full(max(1, len(self._keys)), NEVER)
         np.maximum.at(self.ahead, place, scores[np.concatenate(owners)])
         self._words = np.full(max(1, len(self._keys)), -1, dtype=np.int64)
         self._words[self._keys.searchsorted(part)] = np.arange(len(words))
@@ -398,7 +326,7 @@ def _texts(vocabulary: Vocabulary) -> tuple[list[str], NDArray[np.bool_]]:
 
 def _letter(codes: NDArray[np.uint32]) -> Hashes:
     """Numbers of letters that have nothing to do with each other (the finaliser of splitmix64)."""
-    x = codes.astype(np.uint64) * _MIX[0]
+    x = codes.astype(np.uint64) * MIX[0]
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
@@ -415,7 +343,7 @@ def _hashes(texts: Sequence[str]) -> Hashes:
 
 def _with_word(hashes: Hashes, part: Hashes) -> Hashes:
     """Hashes of texts that one more word was added to."""
-    return hashes * _MIX[3] + (part ^ (part >> np.uint64(29))) * _MIX[1]
+    return hashes * MIX[3] + (part ^ (part >> np.uint64(29))) * MIX[1]
 
 
 def _join(low: NDArray[np.int32], high: NDArray[np.int32]) -> Hashes:
@@ -425,7 +353,3 @@ def _join(low: NDArray[np.int32], high: NDArray[np.int32]) -> Hashes:
 
 def _split(part: Hashes) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     return part.astype(np.uint32).view(np.int32), (part >> np.uint64(32)).astype(np.uint32).view(np.int32)
-
-
-def _within(values: NDArray[np.integer], least: int, stop: int) -> bool:
-    return bool(((values >= least) & (values < stop)).all())
