@@ -32,7 +32,7 @@ from search_reference import (
 from tiny_model import PHONES as TINY_PHONES
 from tiny_model import SENTENCES, babble, log_mel
 
-import asr.decoding.beam_search as module
+import asr.decoding.lockstep as module
 from asr import Recognizer, lm
 from asr.decoding.beam_search import BeamSearch
 from asr.decoding.hot_words import HotWord

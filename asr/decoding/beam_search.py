@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from asr.decoding.hot_words import HotWord, HotWords, Overlay, stack
 from asr.decoding.hypothesis import Emissions, Hypothesis, TimedWord
 from asr.decoding.lockstep import (
-    COMMIT_EVERY,
     FINAL,
     MIX,
     NEVER,
@@ -235,11 +234,6 @@ class BeamSearch(Lockstep[_Row]):
         return state.hot.name(word)
 
     # -- one frame ---------------------------------------------------------------------------------------------------
-
-    @property
-    def commit_every(self) -> int:
-        """See :attr:`Lockstep.commit_every`; the name in this module is what tests of commits replace."""
-        return COMMIT_EVERY
 
     def about(self, states: list[SearchState]) -> _Row:
         """See :meth:`Lockstep.about`."""

@@ -106,11 +106,6 @@ class Lockstep(ABC, Generic[About]):
     def end_nbest(self, state: SearchState, count: int) -> list[Hypothesis]:
         """The ``count`` likeliest different word sequences of the segment, best first (at least one)."""
 
-    @property
-    def commit_every(self) -> int:
-        """Frames of a stream from one commit to the next."""
-        return COMMIT_EVERY
-
     # -- one stream --------------------------------------------------------------------------------------------------
 
     def step(self, emissions: Emissions, state: SearchState) -> SearchState:
@@ -160,7 +155,7 @@ class Lockstep(ABC, Generic[About]):
         """All frames of all pieces (at least one): the k-th frame of each in the k-th round."""
         pieces = sorted(pieces, key=lambda piece: -len(piece.frames))  # those that end early leave at the end
         states = [piece.state for piece in pieces]
-        lengths, every = [len(piece.frames) for piece in pieces], self.commit_every
+        lengths, every = [len(piece.frames) for piece in pieces], COMMIT_EVERY
         beams, about = _gather(states), self.about(states)
         for k in range(lengths[0]):
             active = sum(length > k for length in lengths)
