@@ -85,6 +85,7 @@ def stream(recognizer, speech, size):
 def parts(recognizer, speech):
     """Seconds of each part of a stream fed in 100 ms chunks."""
     from asr import batching
+    from asr.recognizer import _decode_many
 
     session = recognizer.stream()
     times = {"features": 0.0, "network": 0.0, "search and results": 0.0}
@@ -96,7 +97,8 @@ def parts(recognizer, speech):
         ((emissions, state),) = batching.advance(recognizer.model, [(frames, session.state.network)], recognizer.head)
         session.state.network = state
         c = time.perf_counter()
-        session._accept(emissions)
+        _decode_many(recognizer, [session], [emissions])
+        session._partial()
         d = time.perf_counter()
         for name, seconds in zip(times, (b - a, c - b, d - c), strict=True):
             times[name] += seconds
