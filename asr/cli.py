@@ -200,11 +200,16 @@ def _eval(args: argparse.Namespace) -> int:
 
 
 def _add_calibrate(parser: argparse.ArgumentParser) -> None:
+    _add_fitting(parser, "what to fit to and measure on, by halves of the speakers", "coefficients")
+
+
+def _add_fitting(parser: argparse.ArgumentParser, use: str, found: str) -> None:
+    """Arguments of commands that fit something of a model to dev tables."""
     parser.add_argument("--model", default="en", metavar="NAME|DIR", help="shipped model or model folder (default: en)")
-    _add_manifests(parser, "--dev", "what to fit to and measure on, by halves of the speakers")
+    _add_manifests(parser, "--dev", use)
     parser.add_argument("--limit", type=_positive, metavar="N", help="only the first N utterances of each table")
-    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="write the coefficients there, too (JSON)")
-    parser.add_argument("--write", action="store_true", help="put the coefficients into the model's config.json")
+    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help=f"write the {found} there, too (JSON)")
+    parser.add_argument("--write", action="store_true", help=f"put the {found} into the model's config.json")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
 
 
@@ -303,12 +308,7 @@ def _lm_convert(args: argparse.Namespace) -> int:
 
 
 def _add_lm_tune(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="en", metavar="NAME|DIR", help="shipped model or model folder (default: en)")
-    _add_manifests(parser, "--dev", "what to measure on; each table counts the same")
-    parser.add_argument("--limit", type=_positive, metavar="N", help="only the first N utterances of each table")
-    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="write the best setting there, too (JSON)")
-    parser.add_argument("--write", action="store_true", help="put the best setting into the model's config.json")
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
+    _add_fitting(parser, "what to measure on; each table counts the same", "best setting")
 
 
 def _lm_tune(args: argparse.Namespace) -> int:

@@ -3,7 +3,8 @@
 A hypothesis is a place in the tree behind a sequence of whole words. It sums the probability of all alignments that
 lead there, those that end in blank and those that end in its last unit apart (Graves 2008; Hannun et al. 2014). When a
 unit completes a word, the language model scores the word at once and the hypothesis goes on at the root; inside a word
-it carries the best unigram score that is still possible below its node, as an expectation. Of hypotheses at the same
+it carries the best unigram score that is still possible below its node, as an expectation; where few words are left,
+the best score of these in its context. Of hypotheses at the same
 place with the same language model context, the future is the same: only the best one lives on. Everything advances in
 lockstep: one array operation serves the hypotheses of all streams (the idea of NGPU-LM, Bataev et al. 2025, that a
 language model held as arrays lets beams advance together).
@@ -60,7 +61,7 @@ from asr.decoding.search_state import (
     WORD,
     SearchState,
 )
-from asr.decoding.trie import ROOT, build
+from asr.decoding.trie import ROOT, build, ranges
 from asr.errors import LexiconError, StateError
 from asr.lexicon import Lexicon
 from asr.lm.model import NgramModel
@@ -83,8 +84,8 @@ class _Row(Rows):
 class BeamSearch(Lockstep[_Row]):
     """``begin / step / best / end`` over the emissions of one head. Immutable; shared by all streams of a recogniser.
 
-    ``log_priors``: (units,) log-probabilities of the units, or None. ``words``: those of the lexicon that can be
-    recognised (all by default). Raises LexiconError when there is none, or one that the units cannot spell.
+    ``log_priors``: (units,) log-probabilities of the units, or None. ``recombine``: of hypotheses with the same future,
+    keep the best only. Raises LexiconError for a lexicon without words, or with one that the units cannot spell.
     """
 
     def __init__(
@@ -147,12 +148,6 @@ class BeamSearch(Lockstep[_Row]):
         """State of a new segment. ``hot``: the session's hot words; ``lm_scale`` multiplies the language model's weight
         (0: none)."""
         return SearchState(*first_state(self.scorer.begin), hot=hot, lm_scale=lm_scale)
-
-    def best(self, state: SearchState) -> Hypothesis:
-        """The likeliest words so far; a word that is not complete is left out."""
-        totals = self.totals(state)
-        top = int(totals.argmax())
-        return Hypothesis(self._words(state, int(state.ints[top, HISTORY])), float(totals[top]) + state.offset)
 
     def stable(self, state: SearchState) -> int:
         """How many of the first words of :meth:`best` will not change any more: all hypotheses share them."""
@@ -319,14 +314,11 @@ class BeamSearch(Lockstep[_Row]):
         inner = ((node > ROOT) & (node < size)).nonzero()[0]
         place = node.take(inner)
         count = trie.children.take(place)
-        stop = count.cumsum()
         parent = np.concatenate([at_root.take(which), inner.repeat(count)])
-        below = (trie.first_child.take(place) - (stop - count)).repeat(count)
-        below += np.arange(len(below))
-        child = np.concatenate([self._root_child.take(by_unit), below])
+        child = np.concatenate([self._root_child.take(by_unit), ranges(trie.first_child.take(place), count)])
         unit, own = trie.unit.take(child), np.zeros(0, dtype=bool)
         if about.overlay:
-            more, own_child, own_unit = about.overlay.children(node, row, size)
+            more, own_child, own_unit = about.overlay.children(node, row)
             own = np.arange(len(parent) + len(more)) >= len(parent)
             parent, child = np.concatenate([parent, more]), np.concatenate([child, own_child])
             unit = np.concatenate([unit, own_unit])
@@ -347,16 +339,14 @@ class BeamSearch(Lockstep[_Row]):
         ahead, count = self.trie.ahead.take(shared), self.trie.below.take(shared)
         if len(few := (count <= FEW_WORDS).nonzero()[0]):
             count = count.take(few)
-            stop: Ints = count.cumsum()
-            place: Ints = (self.trie.first_below.take(shared.take(few)) - (stop - count)).repeat(count)
-            place += np.arange(len(place))
+            place = ranges(self.trie.first_below.take(shared.take(few)), count)
             contexts = context.take(parent.take(few)).repeat(count)
             log_prob, _ = self.scorer.score(contexts, self.trie.entries.take(place))
-            ahead[few] = np.maximum.reduceat(log_prob, stop - count)
+            ahead[few] = np.maximum.reduceat(log_prob, count.cumsum() - count)
         look = about.lm_weight.take(rows) * ahead
         if about.overlay is None:
             return look
-        return np.where(own, about.overlay.looks(child, own, rows, len(self.trie)), look)
+        return np.where(own, about.overlay.looks(child, own, rows), look)
 
     def _completed(
         self, child: Ints, own: NDArray[np.bool_], row: NDArray[np.int32], parent: Ints, about: _Row
@@ -368,16 +358,13 @@ class BeamSearch(Lockstep[_Row]):
         at = shared.take(with_words)
         count = trie.word_count.take(at)
         ended = with_words.repeat(count)
-        stop: Ints = count.cumsum()
-        place: Ints = (trie.first_word.take(at) - (stop - count)).repeat(count)
-        place += np.arange(len(ended))
-        word = trie.words.take(place).astype(np.int64)
+        word = trie.words.take(ranges(trie.first_word.take(at), count)).astype(np.int64)
         goes_on = trie.children.take(shared) > 0
         if about.overlay:
             rows = row.take(parent)
             free = ~about.overlay.owns(rows.take(ended), word)  # hot words are found by their own tree alone
             ended, word = ended[free], word[free]
-            own_ended, own_word, own_on = about.overlay.completed(child, own, rows, len(trie))
+            own_ended, own_word, own_on = about.overlay.completed(child, own, rows)
             ended, word = np.concatenate([ended, own_ended]), np.concatenate([word, own_word])
             goes_on = np.where(own, own_on, goes_on)
         return ended, word, goes_on

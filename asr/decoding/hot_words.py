@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from asr.decoding.trie import ROOT, Trie, build
+from asr.decoding.trie import ROOT, Trie, build, ranges
 from asr.errors import AsrError, UsageError
 
 Ints = NDArray[np.int64]
@@ -206,33 +206,31 @@ class Overlay:
             [h.edge_targets + s if h else none for h, s in zip(hot, self._states, strict=True)]
         )
 
-    def children(
-        self, node: NDArray[np.int32], row: NDArray[np.int32], size: int
-    ) -> tuple[Ints, Ints, NDArray[np.int32]]:
+    def children(self, node: NDArray[np.int32], row: NDArray[np.int32]) -> tuple[Ints, Ints, NDArray[np.int32]]:
         """Ways on in the own trees: (hypothesis, node as hypotheses have it, unit)."""
-        inside = np.flatnonzero((node == ROOT) | (node >= size))
-        at = np.where(node[inside] == ROOT, 0, node[inside] - size) + self._nodes[row[inside]]
+        inside = np.flatnonzero((node == ROOT) | (node >= self._size))
+        at = np.where(node[inside] == ROOT, 0, node[inside] - self._size) + self._nodes[row[inside]]
         count = self._children[at]
-        start = np.cumsum(count) - count
         parent = np.repeat(inside, count)
-        local = np.repeat(self._first_child[at] - start, count) + np.arange(int(count.sum()))
-        place = local + self._nodes[row[parent]]
-        return parent, local + size, self._unit[place]
+        local = ranges(self._first_child[at], count)
+        return parent, local + self._size, self._unit[local + self._nodes[row[parent]]]
 
-    def looks(self, child: Ints, own: NDArray[np.bool_], row: NDArray[np.int32], size: int) -> Floats:
+    def looks(self, child: Ints, own: NDArray[np.bool_], row: NDArray[np.int32]) -> Floats:
         """What is expected below own nodes, in nats; for other nodes anything."""
-        return self._ahead[np.where(own, child - size, 0) + self._nodes[row]]
+        return self._ahead[self._place(child, own, row)]
 
     def completed(
-        self, child: Ints, own: NDArray[np.bool_], row: NDArray[np.int32], size: int
+        self, child: Ints, own: NDArray[np.bool_], row: NDArray[np.int32]
     ) -> tuple[Ints, Ints, NDArray[np.bool_]]:
         """Words that end at own nodes: (place in ``child``, word); and which own nodes go on."""
-        place = np.where(own, child - size, 0) + self._nodes[row]
+        place = self._place(child, own, row)
         count = np.where(own, self._word_count[place], 0)
         ended = np.repeat(np.arange(len(child)), count)
-        start = np.cumsum(count) - count
-        word = self._words[np.repeat(self._first_word[place] - start, count) + np.arange(len(ended))]
-        return ended, word, self._children[place] > 0
+        return ended, self._words[ranges(self._first_word[place], count)], self._children[place] > 0
+
+    def _place(self, child: Ints, own: NDArray[np.bool_], row: NDArray[np.int32]) -> Ints:
+        """Where own nodes stand in the arrays of all streams; for other nodes their stream's root."""
+        return np.where(own, child - self._size, 0) + self._nodes[row]
 
     def owns(self, row: NDArray[np.int32], word: Ints) -> NDArray[np.bool_]:
         """Whether words are hot words of their streams."""

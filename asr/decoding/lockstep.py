@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from asr.decoding.hypothesis import Emissions, Hypothesis
+from asr.decoding.hypothesis import Emissions, Hypothesis, TimedWord
 from asr.decoding.search_config import SearchConfig
 from asr.decoding.search_state import (
     BEGINS,
@@ -106,12 +106,23 @@ class Lockstep(ABC, Generic[About]):
     def end_nbest(self, state: SearchState, count: int) -> list[Hypothesis]:
         """The ``count`` likeliest different word sequences of the segment, best first (at least one)."""
 
+    @abstractmethod
+    def _words(self, state: SearchState, entry: int) -> tuple[TimedWord, ...]:
+        """What was said up to an entry of the history (-1: nothing that is not committed)."""
+
     # -- one stream --------------------------------------------------------------------------------------------------
 
     def step(self, emissions: Emissions, state: SearchState) -> SearchState:
         """Advance by ``emissions`` (steps, units) log-probabilities; the state given is used up."""
         self.step_many([(emissions, state)])
         return state
+
+    def best(self, state: SearchState) -> Hypothesis:
+        """The likeliest words so far. A word that is not complete is left out where a lexicon says so; without one the
+        last word is what there is of it."""
+        totals = self.totals(state)
+        top = int(totals.argmax())
+        return Hypothesis(self._words(state, int(state.ints[top, HISTORY])), float(totals[top]) + state.offset)
 
     def end(self, state: SearchState) -> Hypothesis:
         """The likeliest words of the segment, all of them whole, with its end scored."""
@@ -155,7 +166,7 @@ class Lockstep(ABC, Generic[About]):
         """All frames of all pieces (at least one): the k-th frame of each in the k-th round."""
         pieces = sorted(pieces, key=lambda piece: -len(piece.frames))  # those that end early leave at the end
         states = [piece.state for piece in pieces]
-        lengths, every = [len(piece.frames) for piece in pieces], COMMIT_EVERY
+        lengths = [len(piece.frames) for piece in pieces]
         beams, about = _gather(states), self.about(states)
         for k in range(lengths[0]):
             active = sum(length > k for length in lengths)
@@ -167,7 +178,7 @@ class Lockstep(ABC, Generic[About]):
             beams = self.frame(beams, about, emissions, now, skipped)
             for r in range(active):
                 states[r].frames += 1
-                if states[r].frames % every == 0:
+                if states[r].frames % COMMIT_EVERY == 0:
                     beams = _commit(beams, states[r], r, int(now[r]))
         _retire(beams, states, 0)
 

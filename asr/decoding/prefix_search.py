@@ -103,12 +103,6 @@ class PrefixSearch(Lockstep[Rows]):
         language model's weight (0: none)."""
         return SearchState(*first_state(self.scorer.begin), lm_scale=lm_scale)
 
-    def best(self, state: SearchState) -> Hypothesis:
-        """The likeliest words so far; the last may still be incomplete."""
-        totals = self.totals(state)
-        top = int(totals.argmax())
-        return Hypothesis(self._words(state, int(state.ints[top, HISTORY])), float(totals[top]) + state.offset)
-
     def stable(self, state: SearchState) -> int:
         """How many of the first words will not change any more: all hypotheses share them, and what follows each."""
         entry = state.history.common(state.ints[:, HISTORY])

@@ -98,6 +98,14 @@ def build(spellings: Ints, words: Ints, scores: Floats) -> Trie:
     )
 
 
+def ranges(first: NDArray[Any], count: NDArray[Any]) -> NDArray[np.int64]:
+    """``first[i]``, ``first[i] + 1``, ..., ``count[i]`` of them, for one i after the other: (sum of counts,)."""
+    stop = count.cumsum()
+    found = (first - (stop - count)).repeat(count).astype(np.int64, copy=False)
+    found += np.arange(len(found))
+    return found
+
+
 def _words_at(node: NDArray[np.int64], words: Ints, total: int) -> tuple[NDArray[Any], NDArray[Any], Ints]:
     """(first word, number of words) of every node, and the words; entries come best first within a node."""
     order = np.argsort(node, kind="stable")
