@@ -4,9 +4,15 @@ import csv
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: networks this small only wait for a second thread
+
+# The same examples in every run, so that a test that failed fails again; `--hypothesis-profile=explore` draws others.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("explore", deadline=None)
+hypothesis.settings.load_profile("repeatable")
 
 CLIPS = Path(__file__).parent / "clips"
 

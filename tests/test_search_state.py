@@ -12,7 +12,7 @@ from search_reference import letters, model, phones, random_emissions, said, sma
 
 from asr.decoding.beam_search import BeamSearch
 from asr.decoding.hot_words import HotWord, HotWords
-from asr.decoding.search_state import DEPTH, KEPT_STEPS, PREVIOUS, History, SearchState
+from asr.decoding.search_state import BEGINS, DEPTH, ENDS, KEPT_STEPS, PREVIOUS, History, SearchState
 from asr.errors import StateError
 
 PHRASES = [HotWord("team", 4.0), HotWord("it me", 3.0)]
@@ -164,6 +164,15 @@ def works_or_is_refused(search: BeamSearch, hot: HotWords, data: bytes) -> bool:
         assert search.stable(state) <= len(search.best(state).words)
         state.to_bytes()
     return True
+
+
+def test_a_word_that_ends_before_the_one_before_it_is_refused(search: BeamSearch, hot: HotWords) -> None:
+    arrays = load(mid_segment(search, hot))
+    history = arrays["history"].copy()
+    number = int(np.flatnonzero(history[:, PREVIOUS] >= 0)[-1])
+    history[number, [BEGINS, ENDS]] = 0
+    assert history[history[number, PREVIOUS], ENDS] > 0
+    assert not works_or_is_refused(search, hot, save({**arrays, "history": history}))
 
 
 @settings(deadline=None, max_examples=60)

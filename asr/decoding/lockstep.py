@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -261,6 +262,8 @@ def fits(state: SearchState, units: int, contexts: int) -> bool:
         bool((columns[WORD] == -1).all() and (columns[ROW] == 0).all()),
         bool((before < np.arange(history.size)).all() and (before >= -1).all()),
         bool((history.data[:, DEPTH] == np.where(before >= 0, history.data[before, DEPTH] + 1, 0)).all()),
+        bool((history.data[:, BEGINS] <= history.data[:, ENDS]).all()),
+        bool(((before < 0) | (history.data[before, ENDS] <= history.data[:, BEGINS])).all()),
         within(np.concatenate([*columns[[FIRST, LAST]], *history.data[:, [BEGINS, ENDS]].T]), 0, state.steps + 1),
         all(e.shape[1] == units for e in state.emissions),
         sum(map(len, state.emissions)) <= state.steps,
@@ -330,7 +333,7 @@ def _commit(beams: Beams, state: SearchState, r: int, now: int) -> Beams:
     if not history.size:
         return beams
     chain = history.chain(int(entries[0]))
-    old = [entry for entry in chain if history.data[entry, ENDS] < now - COMMIT_STEPS]
+    old = list(takewhile(lambda entry: history.data[entry, ENDS] < now - COMMIT_STEPS, chain))
     keep = np.ones(len(entries), dtype=bool)
     if old:
         there = history.at_depth(entries, len(old) - 1)

@@ -27,6 +27,7 @@ Frames = NDArray[np.float32]
 FRAMES_PER_SECOND = 1000 // FRAME_MS
 _GAP_LEAST_S = 0.1  # the shortest silence put before, between or after utterances
 _TIME_MASK_MOST = FRAMES_PER_SECOND // 2  # frames
+_CROWD = (6, 12)  # voices of babble in which nothing can be understood
 _NOISE_LEAST = FRAMES_PER_SECOND // 2  # frames; a shorter sound repeated would be a tone
 
 
@@ -52,9 +53,10 @@ class AugmentConfig:
     padding: float = 0.3
     padding_longest_s: float = 1.0
     empty: float = 0.02
+    empty_babble: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("noise", "babble", "warp", "join", "padding", "empty"):
+        for name in ("noise", "babble", "warp", "join", "padding", "empty", "empty_babble"):
             require(0 <= getattr(self, name) <= 1, f"augment.{name} must be 0 to 1, got {getattr(self, name)}")
         require(self.snr_db[0] <= self.snr_db[1], "augment.snr_db must be ascending")
         require(self.volume_db[0] <= self.volume_db[1], "augment.volume_db must be ascending")
@@ -270,7 +272,9 @@ class BatchMaker:
         if self.augment.empty and self.noises:
             longest = max(len(f) for f, _ in made)
             for _ in range(rng.binomial(len(rows), self.augment.empty)):
-                made.append((self._mask(self._noise(longest, rng) + rng.uniform(-6, 2), rng), []))
+                crowd = rng.random() < self.augment.empty_babble
+                frames = self._babble(longest, rng, *_CROWD) if crowd else self._noise(longest, rng)
+                made.append((self._mask(frames + np.float32(rng.uniform(-6, 2)), rng), []))
         lengths = torch.tensor([len(frames) for frames, _ in made])
         frames = np.zeros((len(made), int(lengths.max()), len(self.data.mean)), dtype=np.float32)
         for i, (piece, _) in enumerate(made):
@@ -329,10 +333,10 @@ class BatchMaker:
         piece = np.array(shard.frames[start + offset : start + min(available, offset + count)], dtype=np.float32)
         return np.resize(piece, (count, piece.shape[1]))
 
-    def _babble(self, count: int, rng: np.random.Generator) -> Frames:
+    def _babble(self, count: int, rng: np.random.Generator, fewest: int = 3, most: int = 7) -> Frames:
         """Several other utterances at once."""
         mixed: Frames | None = None
-        for _ in range(int(rng.integers(3, 8))):
+        for _ in range(int(rng.integers(fewest, most + 1))):
             frames = self.data.frames(int(rng.integers(len(self.data))), 0)
             frames = np.resize(frames, (count, frames.shape[1]))
             frames = np.roll(frames, int(rng.integers(count)), axis=0)

@@ -28,6 +28,7 @@ from asr.model import AcousticModel
 from asr.training.batches import NO_AUGMENT, Batch, BatchMaker, BatchPlan, TrainingSet
 from asr.training.cache import PLAIN, Shard, build, load_rooms
 from asr.training.export import PRIOR_BATCHES, export
+from asr.training.made_sounds import made_sounds
 from asr.training.manifest import Utterance, read_corpora, read_manifest, read_table
 from asr.training.report import Reporter, plot_curves
 from asr.training.train import (
@@ -138,6 +139,8 @@ def prepare(
     views = Views(settings, Path(settings.cache) if settings.cache else out / "cache", rank, world)
     train_set = TrainingSet(views.of(training, augmented=True), heads)
     noises = views.of(read_sounds(Path(settings.noise)), augmented=False) if settings.noise else []
+    if settings.made_noises:
+        noises.append(made_sounds(settings.features, settings.made_noises))
     dev_batches = _dev_batches(settings, testing, views, heads) if rank == 0 else {}
     return Prepared(lexicon, train_set, BatchMaker(train_set, settings.augment, noises), dev_batches)
 

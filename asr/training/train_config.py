@@ -62,10 +62,11 @@ class TrainConfig:
     and ``features`` here. ``head_weights`` of the losses; ``batch_seconds``: audio per process and batch, padding
     included; ``fewest_rows`` of a batch, also when they are longer than that; ``accumulate``: batches per step and
     process. ``carry``: share of rows that start from the state others ended in. ``noise``: table of sounds without
-    speech; ``rooms``: table of impulse responses; ``lexicon``: CMUdict or a .lex file (default: that of the model
-    ``en``); ``words``: further words of the exported lexicon; ``cache``: folder of the features (default: in the run's
-    folder). ``workers``: processes that compute features (0: one per core); ``prefetch``: batches made ahead by
-    threads (-1: some on a GPU, none on a CPU, where the threads would take the cores from the training).
+    speech; ``made_noises``: how many computed ones are added (:mod:`asr.training.made_sounds`); ``rooms``: table of
+    impulse responses; ``lexicon``: CMUdict or a .lex file (default: that of the model ``en``); ``words``: further words
+    of the exported lexicon; ``cache``: folder of the features (default: in the run's folder). ``workers``: processes
+    that compute features (0: one per core); ``prefetch``: batches made ahead by threads (-1: some on a GPU, none on a
+    CPU, where the threads would take the cores from the training).
     """
 
     model: dict[str, Any] = field(default_factory=dict)
@@ -84,6 +85,7 @@ class TrainConfig:
     seed: int = 1
     precision: Literal["bf16", "fp32"] = "bf16"
     noise: str = ""
+    made_noises: int = 0
     rooms: str = ""
     lexicon: str = ""
     words: str = ""
@@ -103,6 +105,7 @@ class TrainConfig:
         require(all(w >= 0 for w in self.head_weights), "head_weights must not be negative")
         require(sum(self.head_weights) > 0, "head_weights: at least one must be positive")
         require(self.intermediate_weight >= 0, "intermediate_weight must not be negative")
+        require(self.made_noises >= 0, "made_noises must not be negative")
         require(self.seed >= 0, "seed must not be negative")
         require(self.workers >= 0, "workers must not be negative (0: one per core)")
         require(self.prefetch >= -1, "prefetch must be a number of batches, or -1 (chosen by the device)")
