@@ -14,6 +14,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import hashlib
 import json
 import os
@@ -27,7 +29,7 @@ from asr.config import from_dict, to_dict
 from asr.decoding.confidence import ConfidenceConfig, TimesConfig
 from asr.decoding.endpoint import EndpointConfig
 from asr.decoding.search_config import SearchConfig
-from asr.errors import ConfigError, LexiconError, ModelError
+from asr.errors import ConfigError, LanguageModelError, LexiconError, ModelError
 from asr.lexicon import Lexicon
 from asr.model_config import FeatureConfig, ModelConfig
 from asr.vocabulary import Vocabulary, vocabulary_from_dict
@@ -75,6 +77,7 @@ class ModelFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._language_model: Path | None = None  # in place of the folder's own
         self.config = read_config(path)
         for name in (WEIGHTS, UNITS, LEXICON):
             if name not in self.config.files:
@@ -103,6 +106,8 @@ class ModelFolder:
     @property
     def language_model(self) -> Path | None:
         """The n-gram language model, where there is one."""
+        if self._language_model:
+            return self._language_model
         return self.path / LANGUAGE_MODEL if LANGUAGE_MODEL in self.config.files else None
 
     def load_language_model(self) -> NgramModel | None:
@@ -111,10 +116,22 @@ class ModelFolder:
 
         return lm.load(self.language_model) if self.language_model else None
 
+    def with_language_model(self, path: str | PathLike[str]) -> ModelFolder:
+        """The same model with another language model than its own: a file of any format that :func:`asr.lm.load`
+        reads. The folder stays as it is; states of streams belong to one or the other. Raises LanguageModelError where
+        there is no such file."""
+        other = copy.copy(self)
+        other._language_model = Path(path)
+        try:
+            with other._language_model.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise LanguageModelError(f"cannot read the language model {path}: {error.strerror or error}") from None
+        other.config = dataclasses.replace(self.config, files={**self.config.files, LANGUAGE_MODEL: digest})
+        return other
+
     def load_network(self, device: str = "cpu") -> AcousticModel:
         """The acoustic model in float32, ready for inference: without the head that only training uses."""
-        import dataclasses
-
         import torch
 
         from asr.model import AcousticModel
@@ -245,8 +262,6 @@ def save_folder(
 
 def update_config(path: Path, config: FolderConfig) -> None:
     """Write ``config.json`` with fresh digests of the files that are there."""
-    import dataclasses
-
     names = [n for n in (WEIGHTS, UNITS, LEXICON, G2P, LANGUAGE_MODEL) if (path / n).is_file()]
     config = dataclasses.replace(config, files={name: _digest(path / name) for name in names})
     temporary = path / (CONFIG + ".tmp")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 from asr.config import from_dict, to_dict
@@ -31,8 +33,10 @@ class StreamOptions:
         endpointing: EndpointConfig | Mapping[str, Any] | bool | None = None,
         lm: bool | None = None,
         alternatives: int | None = None,
+        own: EndpointConfig | None = None,
     ) -> StreamOptions:
-        """With what is given changed. ``endpointing``: a configuration, some of its keys, or False for none at all.
+        """With what is given changed. ``endpointing``: a configuration, some of its keys, False for none at all, or
+        True for ``own``, the model's (that of the class where none is given).
 
         Raises UsageError or ConfigError that names what is wrong.
         """
@@ -40,7 +44,7 @@ class StreamOptions:
         if hotwords is not None:
             new = replace(new, hotwords=_hot_words(hotwords))
         if isinstance(endpointing, bool):
-            new = replace(new, endpoint=EndpointConfig() if endpointing else OFF)
+            new = replace(new, endpoint=(own or EndpointConfig()) if endpointing else OFF)
         elif isinstance(endpointing, EndpointConfig):
             new = replace(new, endpoint=endpointing)
         elif endpointing is not None:
@@ -93,3 +97,77 @@ def _hot_word(value: HotWordLike) -> HotWord:
     if isinstance(value, tuple | list) and len(value) == 2:
         return HotWord(value[0], value[1])
     raise UsageError(f"a hot word is a text, or a text with its boost, not {value!r}")
+
+
+# --- as a command line gives them -----------------------------------------------------------------------------------
+
+_FILE_ENDINGS = (".txt", ".tsv", ".csv", ".list", ".lst")
+
+
+def from_arguments(
+    hotwords: Iterable[str] | None = None,
+    endpointing: str | None = None,
+    lm: bool = True,
+    alternatives: int | None = None,
+) -> dict[str, Any]:
+    """Keyword options of :meth:`asr.recognizer.Recognizer.stream` from texts; those that are not given are left out.
+
+    ``hotwords``: phrases, and files with a phrase a line, each with a boost behind a tab or a colon if it has one.
+    ``endpointing``: "off", "on" (the model's own), or KEY=SECONDS with commas between. Raises UsageError.
+    """
+    options: dict[str, Any] = {}
+    if hotwords:
+        options["hotwords"] = tuple(word for argument in hotwords for word in _phrases(argument))
+    if endpointing is not None:
+        options["endpointing"] = _endpointing(endpointing)
+    if not lm:
+        options["lm"] = False
+    if alternatives is not None:
+        options["alternatives"] = alternatives
+    StreamOptions().change(alternatives=alternatives)
+    return options
+
+
+def _phrases(argument: str) -> Iterator[HotWord]:
+    """Of a phrase itself, or of the lines of a file; empty lines and those that begin with # are none."""
+    path = Path(argument)
+    if not path.is_file():
+        if len(path.parts) > 1 or path.suffix.lower() in _FILE_ENDINGS:
+            raise UsageError(f"there is no file {argument} with hot words: check the name, or give a phrase")
+        yield _phrase(argument, f"hot word '{argument}'")
+        return
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UsageError(f"cannot read the hot words in {argument}: {reason}") from None
+    for number, line in enumerate(lines, 1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            yield _phrase(line, f"{argument}, line {number}")
+
+
+def _phrase(text: str, where: str) -> HotWord:
+    phrase, mark, boost = text.rpartition("\t" if "\t" in text else ":")
+    if not mark:
+        return HotWord(text.strip())
+    try:
+        return HotWord(phrase.strip(), float(boost))
+    except ValueError:
+        raise UsageError(f"{where}: '{boost.strip()}' is no boost: write a number, or only the phrase") from None
+
+
+def _endpointing(text: str) -> bool | dict[str, float]:
+    if text.strip().lower() in ("on", "off"):
+        return text.strip().lower() == "on"
+    known, values = [f.name for f in fields(EndpointConfig)], {}
+    for part in text.split(","):
+        key, mark, value = (piece.strip() for piece in part.partition("="))
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            raise UsageError(f"unknown endpointing '{key}': use off, on, or KEY=SECONDS (did you mean '{near}'?)")
+        try:
+            values[key] = float(value)
+        except ValueError:
+            what = f"'{value}' is no number" if mark else "it has no value"
+            raise UsageError(f"endpointing '{key}': {what}: write {key}=SECONDS") from None
+    return values

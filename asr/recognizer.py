@@ -96,17 +96,23 @@ class Recognizer:
         search: SearchConfig | None = None,
         endpoint: EndpointConfig | None = None,
         precision: str = PRECISION,
+        language_model: str | PathLike[str] | None = None,
     ) -> Recognizer:
         """Load a shipped model by name or any model folder by path.
 
         ``threads``: of this process's torch operations (None leaves torch's default). ``precision``: of the weights
-        that the network reads, see :func:`asr.inference.inference_form`. Raises ModelError when the folder lacks a file
-        or a file is corrupt, UsageError for an unknown device or precision.
+        that the network reads, see :func:`asr.inference.inference_form`. ``language_model``: a file to use in place of
+        the folder's own, of any format that :func:`asr.lm.load` reads. Raises ModelError when the folder lacks a file
+        or a file is corrupt, LanguageModelError for a language model that cannot be read, UsageError for an unknown
+        device or precision.
         """
         if threads is not None:
             torch.set_num_threads(threads)
         _check_device(device)
-        return cls(find_model(model), device, search, endpoint, precision)
+        folder = find_model(model)
+        if language_model is not None:
+            folder = folder.with_language_model(language_model)
+        return cls(folder, device, search, endpoint, precision)
 
     @property
     def sample_rate(self) -> int:
@@ -175,13 +181,32 @@ class Recognizer:
                 raise StateError("the state is broken: it lacks the resampler's")
             resampler(state.sample_rate).finish(state.resampler)  # raises StateError for one of other rates
 
-    def transcribe(self, source: Source, sample_rate: int | None = None, channel: int | None = None) -> Transcript:
+    def transcribe(
+        self,
+        source: Source,
+        sample_rate: int | None = None,
+        channel: int | None = None,
+        *,
+        hotwords: Iterable[HotWordLike] | None = None,
+        endpointing: EndpointConfig | Mapping[str, Any] | bool | None = None,
+        lm: bool | None = None,
+        alternatives: int | None = None,
+    ) -> Transcript:
         """A file (path or binary file object) or samples (float, mono, in [-1, 1]; or int16) as a transcript.
 
-        ``sample_rate`` is needed for samples only. Raises AudioError when the audio cannot be read; of a file that is
+        ``sample_rate`` is needed for samples only. The other options are those of :meth:`Stream.configure`. Raises
+        AudioError when the audio cannot be read, UsageError or ConfigError for unusable options; of a file that is
         damaged, all that is there becomes text, and ``metadata["warning"]`` of the result says what is wrong with it.
         """
-        result = self.transcribe_many([source], sample_rate=sample_rate, channel=channel)[0]
+        result = self.transcribe_many(
+            [source],
+            sample_rate=sample_rate,
+            channel=channel,
+            hotwords=hotwords,
+            endpointing=endpointing,
+            lm=lm,
+            alternatives=alternatives,
+        )[0]
         if isinstance(result, AsrError):
             raise result
         return result
@@ -194,13 +219,21 @@ class Recognizer:
         on_progress: Callable[[int, float], None] | None = None,
         channel: int | None = None,
         sample_rate: int | None = None,
+        *,
+        hotwords: Iterable[HotWordLike] | None = None,
+        endpointing: EndpointConfig | Mapping[str, Any] | bool | None = None,
+        lm: bool | None = None,
+        alternatives: int | None = None,
     ) -> list[Transcript | AsrError]:
         """Transcribe many sources, up to ``batch_size`` together in one network step; each is read in chunks.
 
         A source that fails gives its error in the result and the others go on. One that turns out to be damaged keeps
         what could be read of it, and ``Transcript.metadata["warning"]`` says so in a line. ``on_done`` gets (number,
-        result) as each ends, ``on_progress`` (number, seconds decoded).
+        result) as each ends, ``on_progress`` (number, seconds decoded). The options of :meth:`Stream.configure` hold
+        for all sources; UsageError or ConfigError for unusable ones is raised before the first is read.
         """
+        options = self.options.change(hotwords, endpointing, lm, alternatives, self.options.endpoint)
+        self.hot_words(options)  # raises for unusable ones
         waiting = iter(enumerate(sources))
         running: list[_Job] = []
         results: dict[int, Transcript | AsrError] = {}
@@ -214,7 +247,7 @@ class Recognizer:
             while len(running) < batch_size and (following := next(waiting, None)) is not None:
                 number, source = following
                 try:
-                    running.append(self._job(number, source, sample_rate, channel))
+                    running.append(self._job(number, source, sample_rate, channel, options))
                 except AsrError as error:
                     done(number, error)
             if not running:
@@ -241,16 +274,29 @@ class Recognizer:
                 job.results.extend(last)
                 done(job.number, job.transcript(self.folder.name))
 
-    def _job(self, number: int, source: Source, sample_rate: int | None, channel: int | None) -> _Job:
+    def _job(
+        self, number: int, source: Source, sample_rate: int | None, channel: int | None, options: StreamOptions
+    ) -> _Job:
         if not isinstance(source, np.ndarray):
             damage: list[str] = []
             size = int(CHUNK_S * SAMPLE_RATE)
             chunks = read_media(source, channel=channel, chunk_samples=size, on_damage=damage.append)
-            return _Job(number, source, self.stream(partials=False), chunks, damage)
+            return _Job(number, source, self._stream(SAMPLE_RATE, options), chunks, damage)
         if sample_rate is None:
             raise UsageError("samples need their sample_rate: transcribe(samples, sample_rate=...)")
-        stream, samples, size = self.stream(sample_rate, partials=False), as_samples(source), int(CHUNK_S * sample_rate)
+        stream, samples, size = self._stream(sample_rate, options), as_samples(source), int(CHUNK_S * sample_rate)
         return _Job(number, source, stream, (samples[i : i + size] for i in range(0, len(samples), size)))
+
+    def _stream(self, sample_rate: int, options: StreamOptions) -> Stream:
+        """One without partial results."""
+        return self.stream(
+            sample_rate,
+            partials=False,
+            hotwords=options.hotwords,
+            endpointing=options.endpoint,
+            lm=options.lm,
+            alternatives=options.alternatives,
+        )
 
 
 @dataclass
@@ -312,12 +358,12 @@ class Stream:
         """Change this session's options from the next segment on (at once, where none is open); those not given stay.
 
         ``hotwords``: texts, (text, boost) pairs or :class:`HotWord`; they replace the ones before. ``endpointing``: a
-        configuration, some of its keys, or False for none. ``lm``: False leaves the language model out.
-        ``alternatives``: other texts that segments come with at most. Returns what now holds. Raises UsageError or
-        ConfigError that names everything unusable; then nothing is changed.
+        configuration, some of its keys, False for none, or True for the model's own. ``lm``: False leaves the language
+        model out. ``alternatives``: other texts that segments come with at most. Returns what now holds. Raises
+        UsageError or ConfigError that names everything unusable; then nothing is changed.
         """
         s = self.state
-        options = s.options.change(hotwords, endpointing, lm, alternatives)
+        options = s.options.change(hotwords, endpointing, lm, alternatives, self.recognizer.options.endpoint)
         if options != s.options:
             self._hot, s.options = self.recognizer.hot_words(options), options
             if s.search.steps == 0:
@@ -340,7 +386,24 @@ class Stream:
 
     def flush(self) -> list[Result]:
         """What :meth:`finish` would give now, while the stream goes on as if nothing had happened."""
-        return Stream(self.recognizer, self.sample_rate, False, self.state.clone()).finish()
+        return self._ended_copy()[0]
+
+    def cut(self) -> list[Result]:
+        """Close the open segment where the audio stands now, with all that was said up to here; the stream goes on.
+
+        What the network still says about the audio before the cut belongs to the segment that was closed.
+        """
+        s = self.state
+        found, copy = self._ended_copy()
+        s.muted, s.spoken_ms, s.segment = copy.steps, copy.spoken_ms, copy.segment
+        self._last_partial = "", ""
+        self._begin_segment()
+        return found
+
+    def _ended_copy(self) -> tuple[list[Result], StreamState]:
+        self._check_open()
+        copy = Stream(self.recognizer, self.sample_rate, False, self.state.clone())
+        return finish_many([copy], "flush")[0], copy.state
 
     # The parts of a step, so that many streams can share the network's.
 
@@ -380,6 +443,10 @@ class Stream:
     def _next_piece(self, emissions: Emissions) -> tuple[Cut, Emissions]:
         """Where the open segment may end in ``emissions``, and what of them goes to the search before that."""
         s = self.state
+        if s.steps < s.muted:
+            passed = min(s.muted - s.steps, len(emissions))
+            s.steps += passed
+            return Cut(passed, passed, None), emissions[:0]
         cut, s.endpoint = self._endpointer.step(emissions, s.endpoint)
         piece = emissions[cut.start : cut.stop]
         if len(piece) and s.search.steps == 0:
@@ -477,8 +544,9 @@ def feed_many(pieces: Sequence[tuple[Stream, NDArray[Any]]]) -> list[list[Result
     return results
 
 
-def finish_many(streams: Sequence[Stream]) -> list[list[Result]]:
-    """Finish several streams of one recogniser together; the last results of each, in order."""
+def finish_many(streams: Sequence[Stream], reason: str = "eof") -> list[list[Result]]:
+    """Finish several streams of one recogniser together; the last results of each, in order. ``reason``: of the last
+    segments' end."""
     recognizer = _recognizer_of(streams)
     if recognizer is None:
         return []
@@ -490,7 +558,7 @@ def finish_many(streams: Sequence[Stream]) -> list[list[Result]]:
     last = [torch.cat([emissions, tail]) for (emissions, _), tail in zip(advanced, tails, strict=True)]
     results = _decode_many(recognizer, streams, last)
     for stream, found in zip(streams, results, strict=True):
-        found.extend(stream._close("eof"))
+        found.extend(stream._close(reason))
         stream.state.finished = True
     return results
 

@@ -48,8 +48,8 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Segment:
-    """A closed piece of a stream: its final text and words. ``reason`` says what closed it: endpoint, max_length or
-    eof. ``alternatives``: other texts, likeliest first, where they were asked for."""
+    """A closed piece of a stream: its final text and words. ``reason`` says what closed it: endpoint, max_length,
+    flush or eof. ``alternatives``: other texts, likeliest first, where they were asked for."""
 
     text: str
     start: float

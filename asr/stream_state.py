@@ -19,9 +19,9 @@ from asr.features import FeatureState
 from asr.model import State
 from asr.options import StreamOptions
 
-_MAGIC = b"asr-stream-3\n"
+_MAGIC = b"asr-stream-4\n"
 _LENGTH = struct.Struct("<I")
-_COUNTERS = ("sample_rate", "samples_in", "steps", "segment", "segment_start", "spoken_ms")
+_COUNTERS = ("sample_rate", "samples_in", "steps", "segment", "segment_start", "spoken_ms", "muted")
 
 
 @dataclass
@@ -31,7 +31,7 @@ class StreamState:
     ``model``: fingerprint of the weights it belongs to. ``sample_rate``, ``samples_in``: of the client's audio.
     ``options``: the session's, from the next segment on; ``segment_options``: those of the open one. ``steps``:
     emissions so far. ``segment_start``: step at which the open segment began. ``spoken_ms``: where the last word of
-    the segments before it ends.
+    the segments before it ends. ``muted``: steps before this one belong to a segment that was cut.
     """
 
     model: str
@@ -48,6 +48,7 @@ class StreamState:
     segment: int = 0
     segment_start: int = 0
     spoken_ms: int = 0
+    muted: int = 0
     finished: bool = False
 
     def clone(self) -> StreamState:
@@ -67,6 +68,7 @@ class StreamState:
             self.segment,
             self.segment_start,
             self.spoken_ms,
+            self.muted,
             self.finished,
         )
 
@@ -126,6 +128,7 @@ class StreamState:
                 _count(meta["segment"]),
                 _count(meta["segment_start"]),
                 _count(meta["spoken_ms"]),
+                _count(meta["muted"]),
                 meta["finished"] is True,
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, AsrError) as error:

@@ -303,15 +303,51 @@ def test_flush_is_finish_that_changes_nothing(tiny: Recognizer, seconds: float, 
     before = stream.state.to_bytes()
     flushed = stream.flush()
     assert stream.flush() == flushed and stream.state.to_bytes() == before
-    assert segments(results) + flushed == streamed(tiny, [audio[:n]], rate)
+    assert {s.reason for s in segments(flushed)} <= {"flush", "endpoint", "max_length"}
+    assert segments(results) + _as_at_eof(flushed) == streamed(tiny, [audio[:n]], rate)
     results += stream.feed(audio[n:]) + stream.finish()
     assert segments(results) == streamed(tiny, [audio], rate)
+
+
+def _as_at_eof(flushed: list[Result]) -> list[Segment]:
+    return [dataclasses.replace(s, reason="eof") if s.reason == "flush" else s for s in segments(flushed)]
+
+
+@pytest.mark.parametrize("rate", [8000, 16000])
+@pytest.mark.parametrize("seconds", [0.0, 0.013, 2.5])
+def test_a_cut_closes_what_was_said_and_the_stream_goes_on(tiny: Recognizer, seconds: float, rate: int) -> None:
+    audio = babble(5, seed=7, rate=rate)
+    n = round(seconds * rate)
+    before = streamed(tiny, [audio[:n]], rate)
+    results: list[list[Segment]] = []
+    for size in (rate // 10, rate):  # what comes after a cut does not depend on the size of chunks either
+        stream = tiny.stream(rate)
+        first = stream.feed(audio[:n])
+        first += stream.cut()
+        assert _as_at_eof(first) == before
+        assert stream.cut() == []  # nothing came since
+        state = StreamState.from_bytes(stream.state.to_bytes())
+        rest: list[Result] = []
+        for start in range(n, len(audio), size):
+            rest += stream.feed(audio[start : start + size])
+        rest += stream.finish()
+        moved = tiny.stream(state=state)
+        assert segments(moved.feed(audio[n:]) + moved.finish()) == segments(rest)
+        results.append(segments(rest))
+    assert results[0] == results[1]
+    after = results[0]
+    assert after and after[-1].end <= len(audio) / rate
+    assert [s.index for s in after] == list(range(len(before), len(before) + len(after)))
+    last = before[-1].end if before else 0.0
+    for segment in after:
+        assert segment.start >= last
+        last = segment.end
 
 
 def test_a_finished_stream_is_closed(tiny: Recognizer) -> None:
     stream = tiny.stream()
     stream.finish()
-    for again in (lambda: stream.feed(np.zeros(1)), stream.finish, stream.flush):
+    for again in (lambda: stream.feed(np.zeros(1)), stream.finish, stream.flush, stream.cut):
         with pytest.raises(StateError, match="the stream is finished: open a new one"):
             again()
 
