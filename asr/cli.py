@@ -108,11 +108,22 @@ def _add_transcribe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=_positive, metavar="N", help="threads per process (with --jobs: 1)")
     parser.add_argument("--jobs", type=_positive, default=1, metavar="N", help="processes that share the files (1)")
     parser.add_argument("--channel", type=_not_negative, metavar="N", help="use this channel (from 0), not the mix")
+    parser.add_argument("--lm", type=Path, metavar="FILE", help="this language model, not the model's own")
+    parser.add_argument("--no-lm", action="store_true", help="leave the language model out")
+    parser.add_argument(
+        "--hotwords", action="append", metavar="FILE|PHRASE",
+        help="phrase to expect, or a file of them, one a line; a boost may follow after a colon or tab; repeatable",
+    )  # fmt: skip
+    parser.add_argument("--alternatives", type=_not_negative, metavar="N", help="other texts per segment (json)")
+    parser.add_argument(
+        "--endpointing", metavar="off|KEY=S,...", help="where segments end: off, or seconds, as pause_s=0.8,long_s=20"
+    )
     parser.add_argument("--force", action="store_true", help="overwrite existing outputs")
     parser.add_argument("--quiet", action="store_true", help="no progress bar and notes, only errors")
 
 
 def _transcribe(args: argparse.Namespace) -> int:
+    from asr.options import from_arguments
     from asr.transcribe import Options, transcribe
 
     return transcribe(
@@ -127,6 +138,8 @@ def _transcribe(args: argparse.Namespace) -> int:
             channel=args.channel,
             force=args.force,
             quiet=args.quiet,
+            language_model=args.lm,
+            session=from_arguments(args.hotwords, args.endpointing, not args.no_lm, args.alternatives),
         )
     )
 

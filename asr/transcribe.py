@@ -11,13 +11,13 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, TextIO
+from typing import IO, TYPE_CHECKING, Any, TextIO
 
 from asr.errors import ERRORS, AsrError, AudioError, UsageError
 from asr.inputs import STDIN, Fail, Input, check_readable, find_inputs, output_stems, printable
@@ -31,13 +31,16 @@ if TYPE_CHECKING:
 JOINABLE = ("txt", "json", "ctm")  # formats in which the transcripts of several files can follow each other
 PROBED = 500  # up to so many files are opened beforehand to learn their length, for the progress bar
 
+Load = Callable[..., BatchRecognizer]
+
 
 @dataclass(frozen=True)
 class Options:
     """What to transcribe and how. ``files`` holds files, folders, glob patterns and ``-`` for standard input.
 
     Without ``out_dir`` transcripts go to standard output. ``threads`` is per process; None leaves the choice to the
-    recogniser, and is 1 with several ``jobs``. ``channel`` counts from 0; None mixes all channels.
+    recogniser, and is 1 with several ``jobs``. ``channel`` counts from 0; None mixes all channels. ``language_model``:
+    a file in place of the model's own. ``session``: options of all streams, see :func:`asr.options.from_arguments`.
     Raises :class:`UsageError` for values that make no sense.
     """
 
@@ -51,6 +54,8 @@ class Options:
     channel: int | None = None
     force: bool = False
     quiet: bool = False
+    language_model: Path | None = None
+    session: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.files:
@@ -64,16 +69,19 @@ class Options:
             raise UsageError(f"{self.out_dir} is not a folder: give a folder for the outputs (-o)")
 
 
-def load_recognizer(model: str, device: str, threads: int | None) -> BatchRecognizer:
+def load_recognizer(
+    model: str, device: str, threads: int | None, language_model: Path | None = None
+) -> BatchRecognizer:
     """:meth:`asr.recognizer.Recognizer.load`, imported when called: it takes torch with it."""
     from asr.recognizer import Recognizer
 
-    return Recognizer.load(model, device=device, threads=threads)
+    more: dict[str, Any] = {"language_model": language_model} if language_model else {}
+    return Recognizer.load(model, device=device, threads=threads, **more)
 
 
 def transcribe(
     options: Options,
-    load: Callable[[str, str, int | None], BatchRecognizer] = load_recognizer,
+    load: Load = load_recognizer,
     stdin: IO[bytes] | None = None,
     stdout: TextIO | None = None,
     stderr: TextIO | None = None,
@@ -81,7 +89,8 @@ def transcribe(
     """Transcribe the files of ``options``; returns the exit status.
 
     It is 0 when all went well, otherwise the one in :data:`asr.errors.ERRORS` that all failed files share, or 1.
-    ``load`` makes a recogniser from model, device and threads; with several jobs it must be picklable. Raises
+    ``load`` makes a recogniser from model, device, threads and, where one is given, a language model; with several jobs
+    it must be picklable. Raises
     :class:`AsrError` for what concerns all files, such as a missing model; what is finished by then stays.
     """
     screen = _Screen(stdout or sys.stdout, stderr or sys.stderr, options.quiet)
@@ -180,11 +189,12 @@ def _make_folder(folder: Path | None) -> None:
 def _transcribe(
     options: Options,
     items: list[_Item],
-    load: Callable[[str, str, int | None], BatchRecognizer],
+    load: Load,
     sink: _Sink,
     screen: _Screen,
 ) -> None:
     sources = [item.source.path for item in items]
+    more = {"language_model": options.language_model} if options.language_model else {}
     with screen.progress(sources) as on_progress, sink:
 
         def on_done(index: int, result: Transcript | AsrError) -> None:
@@ -192,11 +202,14 @@ def _transcribe(
             on_progress(index, math.inf)
 
         if min(options.jobs, len(sources)) > 1:
-            loader = partial(load, options.model, options.device, options.threads or 1)
-            transcribe_in_processes(loader, sources, options.jobs, on_done, on_progress, options.channel)
+            loader = partial(load, options.model, options.device, options.threads or 1, **more)
+            session = options.session
+            transcribe_in_processes(loader, sources, options.jobs, on_done, on_progress, options.channel, session)
         else:
-            recognizer = load(options.model, options.device, options.threads)
-            recognizer.transcribe_many(sources, on_done=on_done, on_progress=on_progress, channel=options.channel)
+            recognizer = load(options.model, options.device, options.threads, **more)
+            recognizer.transcribe_many(
+                sources, on_done=on_done, on_progress=on_progress, channel=options.channel, **options.session
+            )
 
 
 class _Sink:

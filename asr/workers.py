@@ -10,7 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
@@ -36,8 +36,13 @@ class BatchRecognizer(Protocol):
         on_done: OnDone | None = None,
         on_progress: OnProgress | None = None,
         channel: int | None = None,
+        hotwords: Any = None,
+        endpointing: Any = None,
+        lm: bool | None = None,
+        alternatives: int | None = None,
     ) -> list[Transcript | AsrError]:
-        """Transcribe ``sources``; tell each by its index when it is done, and how many seconds of it are."""
+        """Transcribe ``sources``; tell each by its index when it is done, and how many seconds of it are. The
+        other options are those of :meth:`asr.recognizer.Stream.configure`, and left out where they are not given."""
 
 
 Load = Callable[[], BatchRecognizer]
@@ -57,8 +62,10 @@ def transcribe_in_processes(
     on_done: OnDone,
     on_progress: OnProgress,
     channel: int | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> None:
-    """Transcribe ``sources`` in ``jobs`` processes, each of which calls ``load`` (picklable) once.
+    """Transcribe ``sources`` in ``jobs`` processes, each of which calls ``load`` (picklable) once. ``options``: of all
+    their streams, as :meth:`asr.recognizer.Stream.configure` takes them.
 
     ``on_done`` and ``on_progress`` are called in this process. Raises what ``load`` raises; and :class:`RuntimeError`
     with its traceback for anything that is not an :class:`AsrError`. No process is left behind, however this ends.
@@ -66,7 +73,7 @@ def transcribe_in_processes(
     workers: dict[Connection, _Worker] = {}
     try:
         for group in balance([_size(source) for source in sources], jobs):
-            worker = _start(load, [(index, sources[index]) for index in group], channel)
+            worker = _start(load, [(index, sources[index]) for index in group], channel, dict(options or {}))
             workers[worker.connection] = worker
         open_ends = set(workers)
         while open_ends:
@@ -100,10 +107,10 @@ def _size(source: Path) -> int:
         return 0
 
 
-def _start(load: Load, group: list[tuple[int, Path]], channel: int | None) -> _Worker:
+def _start(load: Load, group: list[tuple[int, Path]], channel: int | None, options: dict[str, Any]) -> _Worker:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(theirs, load, group, channel), daemon=True)
+    process = context.Process(target=_work, args=(theirs, load, group, channel, options), daemon=True)
     with _interrupts_blocked():
         process.start()
     theirs.close()
@@ -144,7 +151,9 @@ def _receive(worker: _Worker, on_done: OnDone, on_progress: OnProgress) -> bool:
     return bool(kind != "end")
 
 
-def _work(connection: Connection, load: Load, group: list[tuple[int, Path]], channel: int | None) -> None:
+def _work(
+    connection: Connection, load: Load, group: list[tuple[int, Path]], channel: int | None, options: dict[str, Any]
+) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     indices = [index for index, _ in group]
     try:
@@ -154,6 +163,7 @@ def _work(connection: Connection, load: Load, group: list[tuple[int, Path]], cha
                 on_done=lambda i, result: connection.send(("done", indices[i], result)),
                 on_progress=lambda i, seconds: connection.send(("progress", indices[i], seconds)),
                 channel=channel,
+                **options,
             )
             connection.send(("end",))
         except BrokenPipeError:

@@ -13,7 +13,7 @@ from pathlib import PurePath
 from typing import TextIO
 
 from asr.errors import UsageError
-from asr.results import Segment, Transcript, Word
+from asr.results import Alternative, Segment, Transcript, Word
 
 
 @dataclass(frozen=True)
@@ -226,6 +226,15 @@ def _segment_to_dict(segment: Segment) -> dict[str, object]:
         "confidence": _confidence(segment.confidence),
         "reason": segment.reason,
         "words": [_word_to_dict(word) for word in segment.words],
+        **({"alternatives": [_alternative(other) for other in segment.alternatives]} if segment.alternatives else {}),
+    }
+
+
+def _alternative(other: Alternative) -> dict[str, object]:
+    return {
+        "text": other.text,
+        "confidence": _confidence(other.confidence),
+        "words": [_word_to_dict(word) for word in other.words],
     }
 
 
