@@ -66,12 +66,14 @@ class StateError(AsrError):
 
 @dataclass(frozen=True)
 class ErrorRow:
-    """One row of the error table: process exit status and WebSocket close code of an error code."""
+    """One row of the error table: process exit status, WebSocket close code (RFC 6455, 7.4) and, where a handshake is
+    refused with it, HTTP status of an error code."""
 
     code: str
     exit_status: int
     close_code: int
     text: str
+    http_status: int = 400
 
 
 ERRORS: dict[str, ErrorRow] = {
@@ -86,5 +88,18 @@ ERRORS: dict[str, ErrorRow] = {
         ErrorRow("lexicon", 7, 1011, "the lexicon is unusable"),
         ErrorRow("lm", 8, 1011, "the language model is unusable"),
         ErrorRow("state", 9, 1008, "the stream or its state is used against its contract"),
+        ErrorRow("engine", 10, 1011, "a recognition worker ended or failed; the session is lost"),
+        ErrorRow("full", 11, 1013, "the server has no room: try again later", 503),
+        ErrorRow("auth", 12, 1008, "the token is missing or wrong", 401),
+        ErrorRow("limit", 13, 1008, "a limit of the server is reached"),
+        ErrorRow("idle", 14, 1008, "nothing came for too long"),
+        ErrorRow("unread", 15, 1008, "the client does not read its results"),
+        ErrorRow("json", 16, 1007, "a text message is not sound JSON"),
+        ErrorRow("message", 17, 1008, "not a message of this protocol, or not at this point"),
+        ErrorRow("encoding", 18, 1003, "the encoding of the audio is not supported"),
+        ErrorRow("too_large", 19, 1009, "a message is larger than allowed"),
+        ErrorRow("resume", 20, 1008, "there is no such session to resume"),
+        ErrorRow("draining", 21, 1001, "the server is going down: connect again", 503),
+        ErrorRow("store", 22, 1011, "the store of dropped sessions cannot be reached"),
     )
 }
