@@ -4,7 +4,7 @@
 
 Synthesised clips (`tests/clips/context`) that lie between the two phrases are transcribed without context, with
 one phrase as a hot word of the session, and with a language model that knows its field: a trigram model of a few
-sentences, mixed with that of the model by `--share` and put into a copy of the model folder. Prints what came out, the
+sentences, mixed with that of the model by `--share` and given in its place. Prints what came out, the
 smallest boost (nats a word, in steps of half) at which each phrase comes out, and how many utterances of `--data`, in
 which nobody says either phrase, change their text when both are hot words.
 """
@@ -12,7 +12,6 @@ which nobody says either phrase, change their text when both are hot words.
 from __future__ import annotations
 
 import argparse
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,6 @@ from numpy.typing import NDArray
 
 from asr import Recognizer, lm
 from asr.audio import load_audio
-from asr.checkpoint import LANGUAGE_MODEL, find_model, update_config
 from asr.training.evaluate import load_utterances
 from asr.training.manifest import read_manifest
 
@@ -67,7 +65,7 @@ def main() -> None:
         columns[f"hot word: {phrase}"] = [transcribe(recognizer, x, (phrase, args.boost)) for x in audio]
     for phrase in PHRASES:
         for what, model in language_models(recognizer, phrase, args.share):
-            with folder_with(args.model, model) as other:
+            with recognizer_with(args.model, model) as other:
                 columns[f"{what}: {phrase}"] = [transcribe(other, x) for x in audio]
     for column, texts in columns.items():
         print(f"\n{column}")
@@ -102,15 +100,12 @@ def language_models(recognizer: Recognizer, phrase: str, share: float) -> Iterat
 
 
 @contextmanager
-def folder_with(model: str, language_model: lm.NgramModel) -> Iterator[Recognizer]:
-    """A recogniser of a copy of a model folder with another language model; the copy goes with the context."""
-    source = find_model(model)
+def recognizer_with(model: str, language_model: lm.NgramModel) -> Iterator[Recognizer]:
+    """A recogniser with another language model than its folder's."""
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / source.path.name
-        shutil.copytree(source.path, folder)
-        lm.save(language_model, folder / LANGUAGE_MODEL)
-        update_config(folder, source.config)
-        yield Recognizer.load(folder)
+        path = Path(temporary) / "words.lm"
+        lm.save(language_model, path)
+        yield Recognizer.load(model, language_model=path)
 
 
 def smallest_boost(recognizer: Recognizer, audio: Audio, phrase: str) -> float | None:
