@@ -165,6 +165,21 @@ class _PackedRecurrent(nn.Module):
             out.append(h)
         return x + torch.stack(out, 1), (h, c)
 
+    def packed(self, x: Tensor, sizes: list[int], h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As :meth:`forward` for rows in packed order (:mod:`asr.ragged`): ``x`` (rows, hidden), of which ``sizes``
+        rows belong to each step; ``h``, ``c``: (sizes[0], hidden)."""
+        out = []
+        for one in self.of_input(self.norm(x)).split(sizes):
+            count = len(one)
+            if count == len(h):
+                h, c = self.advance(one, h, c)
+                out.append(h)
+            else:
+                new, cell = self.advance(one, h[:count], c[:count])
+                out.append(new)
+                h, c = torch.cat([new, h[count:]]), torch.cat([cell, c[count:]])
+        return x + torch.cat(out), h, c
+
     def _lstm(self, inputs: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         gates = self.of_hidden.rows(h).add_(inputs)
         i, f, o = gates[:, : 3 * self.hidden].sigmoid_().chunk(3, 1)

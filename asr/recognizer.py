@@ -6,7 +6,7 @@ Offline is the same path: a file is a stream that is fed in long chunks, and man
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
 from typing import IO, Any
@@ -24,19 +24,19 @@ from asr.decoding.confidence import HYPOTHESES, Confidence, Judged, speller, wor
 from asr.decoding.endpoint import Cut, EndpointConfig, Endpointer, EndpointState
 from asr.decoding.greedy import GreedySearch
 from asr.decoding.hot_words import HotWords
-from asr.decoding.hypothesis import Emissions, Hypothesis
+from asr.decoding.hypothesis import Emissions, Hypothesis, TimedWord
 from asr.decoding.prefix_search import PrefixSearch
 from asr.decoding.search_config import SearchConfig
 from asr.errors import AsrError, AudioError, LexiconError, ModelError, StateError, UsageError
 from asr.features import LogMel
 from asr.inference import PRECISION, inference_form
 from asr.lexicon import Lexicon
-from asr.model import AcousticModel
+from asr.model import AcousticModel, State
 from asr.model_config import HOP, SAMPLE_RATE, STEP_MS
 from asr.options import HotWordLike, StreamOptions
 from asr.results import Alternative, Partial, Result, Segment, Transcript, Word
 from asr.stream_state import StreamState
-from asr.vocabulary import PhoneVocabulary
+from asr.vocabulary import PhoneVocabulary, Vocabulary
 
 __all__ = ["Recognizer", "Source", "Stream", "StreamState", "as_samples", "feed_many", "finish_many"]
 
@@ -55,14 +55,17 @@ class Recognizer:
         search: SearchConfig | None = None,
         endpoint: EndpointConfig | None = None,
         precision: str = PRECISION,
+        greedy: bool = False,
     ) -> None:
         self.folder = folder
         self.device = torch.device(device)
         self.model: AcousticModel = inference_form(folder.load_network(device), precision)
         self.features = LogMel(folder.config.features, device)
-        self.head = folder.config.head
         self.vocabularies = folder.load_vocabularies()
-        self.search = self._search(search or folder.config.search)
+        self.head = _spelling_head(self.vocabularies) if greedy else folder.config.head
+        self.search = (
+            GreedySearch(self.vocabularies[self.head]) if greedy else self._search(search or folder.config.search)
+        )
         self.options = StreamOptions(endpoint=endpoint or folder.config.endpoint)
         """What a stream starts from."""
         self.confidence = self._confidence()
@@ -97,14 +100,16 @@ class Recognizer:
         endpoint: EndpointConfig | None = None,
         precision: str = PRECISION,
         language_model: str | PathLike[str] | None = None,
+        greedy: bool = False,
     ) -> Recognizer:
         """Load a shipped model by name or any model folder by path.
 
         ``threads``: of this process's torch operations (None leaves torch's default). ``precision``: of the weights
         that the network reads, see :func:`asr.inference.inference_form`. ``language_model``: a file to use in place of
-        the folder's own, of any format that :func:`asr.lm.load` reads. Raises ModelError when the folder lacks a file
-        or a file is corrupt, LanguageModelError for a language model that cannot be read, UsageError for an unknown
-        device or precision.
+        the folder's own, of any format that :func:`asr.lm.load` reads. ``greedy``: the best letter of every step in
+        place of the search: fast, without lexicon, language model and hot words. Raises ModelError when the folder
+        lacks a file or a file is corrupt, LanguageModelError for a language model that cannot be read, UsageError for
+        an unknown device or precision, or for ``greedy`` where no head spells.
         """
         if threads is not None:
             torch.set_num_threads(threads)
@@ -112,7 +117,7 @@ class Recognizer:
         folder = find_model(model)
         if language_model is not None:
             folder = folder.with_language_model(language_model)
-        return cls(folder, device, search, endpoint, precision)
+        return cls(folder, device, search, endpoint, precision, greedy)
 
     @property
     def sample_rate(self) -> int:
@@ -170,7 +175,8 @@ class Recognizer:
             raise StateError(f"the state is of a stream of {state.sample_rate} Hz, not of {sample_rate} Hz")
         if state.model != self.folder.fingerprint:
             raise StateError(f"the state is of another model than '{self.folder.name}' as it is here: use its own")
-        self.model.check_state(state.network)
+        network = state.network
+        self.model.check_state(network if isinstance(network, State) else network.clone())
         history = self.features.config.history
         samples = state.features.samples
         if len(state.network) != 1 or len(samples) != 1 or not history <= samples.shape[1] < history + HOP:
@@ -400,6 +406,19 @@ class Stream:
         self._begin_segment()
         return found
 
+    def checkpoint(self) -> StreamState:
+        """What :meth:`roll_back` needs to bring the stream back to how it is now. Cheap: what steps replace is shared.
+        A network state in a slot stands where it is; taking that back is for :meth:`asr.batching.Slots.undo`."""
+        return replace(self.state, search=self.state.search.clone())
+
+    def roll_back(self, before: StreamState) -> None:
+        """Undo what happened since a :meth:`checkpoint`, which can be used once."""
+        self.state = before
+        self._segment_hot = before.search.hot
+        self._hot = self.recognizer.hot_words(before.options)
+        self._endpointer = Endpointer(before.segment_options.endpoint)
+        self._last_partial = "", ""
+
     def _ended_copy(self) -> tuple[list[Result], StreamState]:
         self._check_open()
         copy = Stream(self.recognizer, self.sample_rate, False, self.state.clone())
@@ -477,7 +496,7 @@ class Stream:
             others = []
         given = [best, *(o for o in others if o.text)]
         judged = r.confidence.judge(search, given, final) if r.confidence else [Judged() for _ in given]
-        words, *more = (self._words(h, j) for h, j in zip(given, judged, strict=True))
+        words, *more = (self._words(h.words, j) for h, j in zip(given, judged, strict=True))
         alternatives = tuple(
             Alternative(o.text, w, j.whole) for o, w, j in zip(given[1:], more, judged[1:], strict=True)
         )
@@ -500,10 +519,10 @@ class Stream:
     def _partial(self) -> list[Result]:
         """The open segment so far, if that is news: its stable words, and those after them that are likely enough."""
         s, search = self.state, self.recognizer.search
-        words = self._words(search.best(s.search))[: search.likely(s.search, SHOWN)]
-        stable = search.stable(s.search)
+        found = search.so_far(s.search, SHOWN)
+        words = self._words(found.words)[: found.likely]
         texts = [w.text for w in words]
-        stable_text, unstable = " ".join(texts[:stable]), " ".join(texts[stable:])
+        stable_text, unstable = " ".join(texts[: found.stable]), " ".join(texts[found.stable :])
         if (stable_text, unstable) == self._last_partial:
             return []
         self._last_partial = stable_text, unstable
@@ -512,10 +531,10 @@ class Stream:
             return [Partial(s.segment, now, now, "", "")]
         return [Partial(s.segment, words[0].start, words[-1].end, stable_text, unstable)]
 
-    def _words(self, hypothesis: Hypothesis, judged: Judged | None = None) -> tuple[Word, ...]:
+    def _words(self, words: Sequence[TimedWord], judged: Judged | None = None) -> tuple[Word, ...]:
         """Words of the open segment on the stream's clock, after those of the segments before it and inside the audio
         that the search has heard."""
-        s, words = self.state, hypothesis.words
+        s = self.state
         limit = min((s.segment_start + s.search.steps) * STEP_MS / 1000, self.duration)
         shifts = self.recognizer.folder.config.times
         times = word_times(words, s.segment_start, s.spoken_ms / 1000, limit, shifts)
@@ -599,6 +618,14 @@ def _without_last_word(hypothesis: Hypothesis, steps: int, stable: int) -> tuple
     if count < 2 or count <= stable or hypothesis.words[-1].first < steps / 2:
         return hypothesis, steps
     return Hypothesis(hypothesis.words[:-1], hypothesis.score), hypothesis.words[-1].first
+
+
+def _spelling_head(vocabularies: Mapping[str, Vocabulary]) -> str:
+    """The head that spells words. Raises UsageError where there is none."""
+    for head, vocabulary in vocabularies.items():
+        if not isinstance(vocabulary, PhoneVocabulary):
+            return head
+    raise UsageError("this model has no head of letters: greedy decoding would give phones")
 
 
 def _check_device(device: str) -> None:

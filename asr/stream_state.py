@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from asr.audio import ResamplerState
+from asr.batching import AnyState
 from asr.decoding.endpoint import EndpointState
 from asr.decoding.search_state import SearchState
 from asr.errors import AsrError, StateError
@@ -38,7 +39,7 @@ class StreamState:
     sample_rate: int
     resampler: ResamplerState | None
     features: FeatureState
-    network: State
+    network: AnyState
     endpoint: EndpointState
     search: SearchState
     options: StreamOptions

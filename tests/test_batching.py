@@ -11,6 +11,8 @@ from tiny_model import babble, log_mel, tiny_config, tiny_network
 from torch import Tensor
 
 from asr import batching
+from asr.errors import StateError
+from asr.inference import inference_form
 from asr.model import AcousticModel, State
 
 CLOSE = {"atol": 2e-4, "rtol": 1e-4}
@@ -55,22 +57,85 @@ def test_streams_that_come_and_go_give_what_each_gives_alone(
         torch.testing.assert_close(torch.cat(given[i]), alone(model, row), **CLOSE)
 
 
-def test_rows_of_one_phase_share_a_step(models: dict[str, AcousticModel], monkeypatch: pytest.MonkeyPatch) -> None:
-    model, sizes = models["lstm"], []
-    step = AcousticModel.step
+@pytest.mark.parametrize("lengths", [(10, 10, 10), (10, 10, 7, 10, 0)])
+def test_all_rows_share_a_step(
+    models: dict[str, AcousticModel], monkeypatch: pytest.MonkeyPatch, lengths: tuple[int, ...]
+) -> None:
+    model, calls = models["lstm"], []
+    forward = model.front_end.forward
 
-    def counted(self: AcousticModel, frames: Tensor, state: State, head: str) -> object:
-        sizes.append(tuple(frames.shape[:2]))
-        return step(self, frames, state, head)
+    def counted(frames: Tensor) -> Tensor:
+        calls.append(len(frames))
+        return forward(frames)
 
-    monkeypatch.setattr(AcousticModel, "step", counted)
-    rows = [(torch.zeros(n, 16), model.begin()) for n in (10, 10, 7, 10, 0)]
+    monkeypatch.setattr(model.front_end, "forward", counted)
+    rows = [(torch.zeros(n, 16), model.begin()) for n in lengths]
     results = batching.advance(model, rows, "phones")
-    assert sorted(sizes) == [(1, 7), (3, 10)]
-    assert [len(emissions) for emissions, _ in results] == [0, 0, 0, 0, 0]  # still in the look-ahead
+    assert len(calls) == 1
+    assert [len(emissions) for emissions, _ in results] == [0] * len(lengths)  # still in the look-ahead
     _, silent = results[-1]
-    assert silent is rows[-1][1]
+    assert (silent is rows[-1][1]) == (lengths[-1] == 0)
     assert batching.advance(model, [], "phones") == [] and batching.end(model, [], "phones") == []
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_ragged_step_gives_and_keeps_what_each_stream_does_alone(
+    models: dict[str, AcousticModel], cell: str, precision: str
+) -> None:
+    """With an inference form, to the bit; in slots as free-standing."""
+    model = inference_form(models[cell], precision)
+    exact = model is not models[cell]
+    rng, count = random.Random(5), 6
+    pool = batching.Slots(model, count)
+    slots = [pool.hold(model.begin()) for _ in range(count)]
+    assert pool.free == 0
+    free: list[batching.AnyState] = [model.begin() for _ in range(count)]
+    alone = [model.begin() for _ in range(count)]
+    for n in range(30):
+        members = rng.sample(range(count), rng.randint(1, count))
+        frames = [torch.randn(rng.choice([0, 1, 1, 2, 3, 5, 12]), 16) for _ in members]
+        of_slots = batching.advance(model, [(f, slots[i]) for f, i in zip(frames, members, strict=True)], "phones")
+        of_free = batching.advance(model, [(f, free[i]) for f, i in zip(frames, members, strict=True)], "phones")
+        for i, f, (given, _), (also, state) in zip(members, frames, of_slots, of_free, strict=True):
+            with torch.inference_mode():
+                expected, alone[i] = model.step(f[None], alone[i], "phones")
+            free[i] = state
+            bounds = {"atol": 0.0, "rtol": 0.0} if exact else CLOSE
+            for mine in (given, also):
+                torch.testing.assert_close(mine, expected["phones"][0], **bounds)
+            assert slots[i].phase == free[i].phase == alone[i].phase
+            for other in (slots[i].clone(), free[i].clone()):
+                for name, tensor in other._tensors().items():
+                    torch.testing.assert_close(tensor, alone[i]._tensors()[name], **bounds)
+        if n % 7 == 0:  # one leaves, and a newcomer gets its slot
+            pool.release(slots[2])
+            slots[2], free[2], alone[2] = pool.hold(model.begin()), model.begin(), model.begin()
+    states = [batching.end(model, some, "phones") for some in (slots, free)]
+    for a, b in zip(*states, strict=True):
+        torch.testing.assert_close(a, b, **({"atol": 0.0, "rtol": 0.0} if exact else CLOSE))
+
+
+def test_a_step_in_slots_can_be_taken_back(models: dict[str, AcousticModel]) -> None:
+    model = models["lstm"]
+    pool = batching.Slots(model, 3)
+    slots = [pool.hold(model.begin()) for _ in range(2)]
+    batching.advance(model, [(torch.randn(7, 16), s) for s in slots], "phones")
+    before = [s.to_bytes() for s in slots]
+    batching.advance(model, [(torch.randn(4, 16), slots[0])], "phones")
+    assert slots[0].to_bytes() != before[0]
+    pool.undo()
+    assert [s.to_bytes() for s in slots] == before
+    batching.advance(model, [(torch.randn(4, 16), slots[0])], "phones")
+    pool.settle()
+    after = slots[0].to_bytes()
+    pool.undo()  # there is nothing to undo
+    assert slots[0].to_bytes() == after
+    with pytest.raises(StateError, match="all 3 slots are taken"):
+        for _ in range(2):
+            pool.hold(model.begin())
+    assert State.from_bytes(slots[0].to_bytes()).phase == slots[0].phase
+    assert slots[0].nbytes * 3 == pool.nbytes
 
 
 def test_kernels_are_chosen_for_the_step_alone_and_nothing_is_printed(models: dict[str, AcousticModel]) -> None:
