@@ -85,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(add("train", "train a model, or go on training one", _train))
     _add_eval(add("eval", "measure the error rates of a model", _eval))
     _add_calibrate(add("calibrate", "fit a model's confidences to held-out speech and measure them", _calibrate))
+    _add_serve(add("serve", "serve live streams over WebSockets", _serve))
     add_lm = group(add("lm", "build and measure language models"))
     _add_lm_build(add_lm("build", "estimate a language model from texts", _lm_build))
     _add_lm_perplexity(add_lm("perplexity", "measure a language model on texts", _lm_perplexity))
@@ -235,6 +236,21 @@ def _calibrate(args: argparse.Namespace) -> int:
 def _add_manifests(parser: argparse.ArgumentParser, name: str, help: str) -> None:
     help = f"{help}: TSV files with columns audio, text, ... or librispeech:PART"
     parser.add_argument(name, nargs="+", action="extend", required=True, metavar="MANIFEST", help=help)
+
+
+# --- asr serve ------------------------------------------------------------------------------------------------------
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    from server.config import add_arguments  # nothing else of asr knows of the server
+
+    add_arguments(parser)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from server.cli import serve
+
+    return serve(args)
 
 
 # --- asr lm ---------------------------------------------------------------------------------------------------------
