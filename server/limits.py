@@ -29,7 +29,7 @@ class Limits:
     close_seconds: float = _limit(10.0, "wait so long for the other side of a closing handshake")
     resume_seconds: float = _limit(120.0, "a dropped session is kept for so long")
     resume_wait_seconds: float = _limit(2.0, "a resume waits so long for its session to be put away")
-    max_retained: int = _limit(256, "final results kept to be sent again after a resume")
+    max_retained_bytes: int = _limit(1 << 16, "final results kept to be sent again after a resume, bytes")
     lag_warning_ms: float = _limit(2000.0, "the client is warned when results come later than this")
 
     def __post_init__(self) -> None:

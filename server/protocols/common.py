@@ -88,7 +88,7 @@ class Adapter:
         """The engine session is open: answer to Open. ``options`` as applied."""
         if self.phase == "closed":
             return []
-        self.phase = "open"
+        self.phase = "open" if self.phase == "opening" else self.phase
         actions = self._guarded(lambda: self._opened(options, samples, now), now)
         return actions + self._finish() if self._ending and self.phase == "open" else actions
 
@@ -107,6 +107,12 @@ class Adapter:
         if isinstance(event, Failed):
             return self.fail(event.code, event.message)
         return self._guarded(lambda: self._event(event, now), now)
+
+    def delivered(self, seq: int) -> None:
+        """All messages up to :attr:`Send.seq` have left."""
+
+    def waiting(self, now: float) -> None:
+        """The next message of the client is awaited from now on (before, it could not send)."""
 
     def deadline(self) -> float | None:
         """When :meth:`tick` is due; None: never."""
@@ -142,15 +148,15 @@ class Adapter:
             return []
         code = code if code in ERRORS else "error"
         message = clip(message)
-        return self._failure(code, message) + self._close(ERRORS[code].close_code, f"{code}: {message}", code)
+        return self._failure(code, message) + self._close(*self._farewell(code, message), code)
 
     @property
     def resumable(self) -> bool:
         """Whether it can be put away and taken up again now."""
         return False
 
-    def save(self, delivered: int) -> dict[str, Any]:
-        """Its memory as JSON values; ``delivered``: the last :attr:`Send.seq` that has left."""
+    def save(self) -> dict[str, Any]:
+        """Its memory as JSON values."""
         raise WireError("resume", "this protocol cannot resume")
 
     # What a subclass writes.
@@ -173,6 +179,10 @@ class Adapter:
     def _failure(self, code: str, message: str) -> list[Action]:
         """The protocol's own message about an error, if it has one."""
         return []
+
+    def _farewell(self, code: str, message: str) -> tuple[int, str]:
+        """Close code and reason of an error."""
+        return ERRORS[code].close_code, f"{code}: {message}"
 
     # What a subclass uses.
 
