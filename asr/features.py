@@ -7,6 +7,7 @@ first sample, so a frame is ready as soon as its 20 ms have been heard. Offline 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -91,6 +92,21 @@ class LogMel:
         windows = joined.unfold(1, self.config.window, HOP)[:, :frames]
         features = self._log_mel(windows)
         return features, FeatureState(joined[:, frames * HOP :].clone())
+
+    def step_many(
+        self, samples: Sequence[Tensor], states: Sequence[FeatureState]
+    ) -> tuple[list[Tensor], list[FeatureState]]:
+        """As :meth:`step` for streams that bring different numbers of samples, in one computation: ``samples``: (n_i,)
+        of each, ``states``: of one row each. Returns (frames_i, mels) of each, and the new states."""
+        joined = [torch.cat([state.samples[0], x.to(state.samples)]) for x, state in zip(samples, states, strict=True)]
+        counts = [(len(x) - self.config.history) // HOP for x in joined]
+        windows = [x.unfold(0, self.config.window, HOP)[:n] for x, n in zip(joined, counts, strict=True) if n]
+        if windows:
+            given = self._log_mel(torch.cat(windows)).split(counts)
+        else:
+            given = (torch.zeros(0, self.config.mels, device=self.device),) * len(joined)
+        left = [FeatureState(x[None, n * HOP :].clone()) for x, n in zip(joined, counts, strict=True)]
+        return list(given), left
 
     def end(self, state: FeatureState) -> tuple[Tensor, FeatureState]:
         """Flush: a started hop is completed with zeros. Returns (batch, 0 or 1, mels) and a fresh state."""

@@ -430,13 +430,13 @@ class Stream:
         if self.state.finished:
             raise StateError("the stream is finished: open a new one")
 
-    def _take(self, samples: NDArray[np.float32]) -> Tensor:
-        """Log-mel frames that are complete with ``samples``."""
+    def _resampled(self, samples: NDArray[np.float32]) -> Tensor:
+        """Take in ``samples``: what they give at the rate that the network hears."""
         s = self.state
         s.samples_in += len(samples)
         if self._resampler and s.resampler:
             samples, s.resampler = self._resampler.step(samples, s.resampler)
-        return self._features(samples)
+        return torch.from_numpy(samples)
 
     def _take_end(self) -> Tensor:
         """The last log-mel frames of a stream that ends."""
@@ -551,7 +551,8 @@ def feed_many(pieces: Sequence[tuple[Stream, NDArray[Any]]]) -> list[list[Result
     if recognizer is None:
         return []
     checked = [as_samples(samples) for _, samples in pieces]
-    rows = [(s._take(x), s.state.network) for (s, _), x in zip(pieces, checked, strict=True)]
+    frames = take_many([(s, x) for (s, _), x in zip(pieces, checked, strict=True)])
+    rows = [(f, s.state.network) for (s, _), f in zip(pieces, frames, strict=True)]
     advanced = batching.advance(recognizer.model, rows, recognizer.head)
     for (stream, _), (_, network) in zip(pieces, advanced, strict=True):
         stream.state.network = network
@@ -561,6 +562,18 @@ def feed_many(pieces: Sequence[tuple[Stream, NDArray[Any]]]) -> list[list[Result
         if stream.partials and len(emissions):
             found.extend(stream._partial())
     return results
+
+
+def take_many(pieces: Sequence[tuple[Stream, NDArray[np.float32]]]) -> list[Tensor]:
+    """Of each stream the log-mel frames that are complete with its samples, (frames, mels)."""
+    if not pieces:
+        return []
+    features = pieces[0][0].recognizer.features
+    states = [stream.state.features for stream, _ in pieces]
+    frames, states = features.step_many([stream._resampled(x) for stream, x in pieces], states)
+    for (stream, _), state in zip(pieces, states, strict=True):
+        stream.state.features = state
+    return frames
 
 
 def finish_many(streams: Sequence[Stream], reason: str = "eof") -> list[list[Result]]:

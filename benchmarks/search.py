@@ -23,7 +23,7 @@ import torch
 from asr import batching, lm
 from asr.audio import load_audio
 from asr.decoding.greedy import GreedyDecoder
-from asr.recognizer import Recognizer
+from asr.recognizer import Recognizer, take_many
 from asr.training.evaluate import load_utterances
 from asr.training.manifest import read_manifest
 
@@ -78,7 +78,7 @@ def run_network(recognizer, audio, count):
         streams = {i: recognizer.stream(partials=False) for i in members}
         for at in range(0, max(len(audio[i]) for i in members), size):
             active = [i for i in members if at < len(audio[i])]
-            rows = [(streams[i]._take(audio[i][at : at + size]), streams[i].state.network) for i in active]
+            rows = [(take_many([(streams[i], audio[i][at : at + size])])[0], streams[i].state.network) for i in active]
             for i, (emissions, state) in zip(active, batching.advance(recognizer.model, rows, recognizer.head),
                                              strict=True):  # fmt: skip
                 streams[i].state.network = state

@@ -85,14 +85,14 @@ def stream(recognizer, speech, size):
 def parts(recognizer, speech):
     """Seconds of each part of a stream fed in 100 ms chunks."""
     from asr import batching
-    from asr.recognizer import _decode_many
+    from asr.recognizer import _decode_many, take_many
 
     session = recognizer.stream()
     times = {"features": 0.0, "network": 0.0, "search and results": 0.0}
     size = recognizer.sample_rate // 10
     for i in range(0, len(speech), size):
         a = time.perf_counter()
-        frames = session._take(speech[i : i + size])
+        frames = take_many([(session, speech[i : i + size])])[0]
         b = time.perf_counter()
         ((emissions, state),) = batching.advance(recognizer.model, [(frames, session.state.network)], recognizer.head)
         session.state.network = state

@@ -128,3 +128,20 @@ def test_silence_is_the_floor() -> None:
 def test_impossible_configurations(changes: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="features"):
         FeatureConfig(**changes)  # type: ignore[arg-type]
+
+
+def test_streams_that_bring_different_numbers_of_samples_share_a_step() -> None:
+    """Each gives and keeps what it does alone."""
+    extract, rng = LogMel(FeatureConfig(mels=16)), np.random.default_rng(3)
+    together = [extract.begin() for _ in range(5)]
+    alone = [extract.begin() for _ in range(5)]
+    for _ in range(6):
+        sizes = rng.choice([0, 1, 319, 320, 321, 1600, 5000], 5)
+        samples = [torch.from_numpy(rng.normal(size=n).astype(np.float32)) for n in sizes]
+        frames, together = extract.step_many(samples, together)
+        for i, x in enumerate(samples):
+            expected, alone[i] = extract.step(x[None], alone[i])
+            torch.testing.assert_close(frames[i], expected[0], atol=1e-5, rtol=1e-5)
+            assert torch.equal(together[i].samples, alone[i].samples)
+    nothing, _ = extract.step_many([torch.zeros(5)], [extract.begin()])
+    assert nothing[0].shape == (0, 16)
