@@ -9,6 +9,7 @@
         lexicon.lex           words and pronunciations
         g2p.bin               grapheme-to-phoneme model for words outside the lexicon (optional)
         words.lm              word n-gram language model (optional)
+        tagger.safetensors    case and punctuation of readable text (optional)
         MODEL_CARD.md         data, licences, command, figures
 """
 
@@ -42,13 +43,14 @@ if TYPE_CHECKING:
     from asr.model import AcousticModel
 
 FORMAT = 1
-CONFIG, WEIGHTS, UNITS, LEXICON, G2P, LANGUAGE_MODEL = (
+CONFIG, WEIGHTS, UNITS, LEXICON, G2P, LANGUAGE_MODEL, TAGGER = (
     "config.json",
     "acoustic.safetensors",
     "units.json",
     "lexicon.lex",
     "g2p.bin",
     "words.lm",
+    "tagger.safetensors",
 )
 _PRIORS = "log_priors."
 
@@ -262,7 +264,7 @@ def save_folder(
 
 def update_config(path: Path, config: FolderConfig) -> None:
     """Write ``config.json`` with fresh digests of the files that are there."""
-    names = [n for n in (WEIGHTS, UNITS, LEXICON, G2P, LANGUAGE_MODEL) if (path / n).is_file()]
+    names = [n for n in (WEIGHTS, UNITS, LEXICON, G2P, LANGUAGE_MODEL, TAGGER) if (path / n).is_file()]
     config = dataclasses.replace(config, files={name: _digest(path / name) for name in names})
     temporary = path / (CONFIG + ".tmp")
     temporary.write_text(json.dumps(to_dict(config), indent=1) + "\n", encoding="utf-8")

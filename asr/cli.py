@@ -91,6 +91,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_lm_perplexity(add_lm("perplexity", "measure a language model on texts", _lm_perplexity))
     _add_lm_convert(add_lm("convert", "write a language model in another format", _lm_convert))
     _add_lm_tune(add_lm("tune", "find the weights of a model's search that give the fewest word errors", _lm_tune))
+    add_readable = group(add("readable", "build and measure what makes text readable"))
+    _add_readable_train(add_readable("train", "train a tagger of case and punctuation on cased texts", _readable_train))
+    _add_readable_eval(add_readable("eval", "measure a tagger on the held-out parts of texts", _readable_eval))
     return parser
 
 
@@ -119,6 +122,7 @@ def _add_transcribe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--endpointing", metavar="off|KEY=S,...", help="where segments end: off, or seconds, as pause_s=0.8,long_s=20"
     )
+    parser.add_argument("--readable", action="store_true", help="sentence case, punctuation, numbers as digits")
     parser.add_argument("--force", action="store_true", help="overwrite existing outputs")
     parser.add_argument("--quiet", action="store_true", help="no progress bar and notes, only errors")
 
@@ -141,6 +145,7 @@ def _transcribe(args: argparse.Namespace) -> int:
             quiet=args.quiet,
             language_model=args.lm,
             session=from_arguments(args.hotwords, args.endpointing, not args.no_lm, args.alternatives),
+            readable=args.readable,
         )
     )
 
@@ -357,6 +362,49 @@ def _sum(counts: Sequence[int]) -> str:
 def _print_perplexities(rows: Sequence[tuple[str, float, float]]) -> None:
     for text, perplexity, unknown in rows:
         print(f"perplexity {perplexity:.1f}, {unknown:.2%} of words unknown  {text}")
+
+
+# --- asr readable ---------------------------------------------------------------------------------------------------
+
+
+def _add_readable_texts(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "texts", nargs="+", metavar="TEXT",
+        help="cased and punctuated text, a sentence or clause a line, may be compressed; PATH:FIRST-LAST: some lines",
+    )  # fmt: skip
+
+
+def _add_readable_train(parser: argparse.ArgumentParser) -> None:
+    _add_readable_texts(parser)
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="file to write (.safetensors)")
+    parser.add_argument("--shares", type=_weights, default=[], metavar="X,...", help="take only so much of each TEXT")
+    parser.add_argument("--passes", type=float, default=1.0, metavar="X", help="how often to go through the text (1)")
+    parser.add_argument("--hidden", type=_positive, default=256, metavar="N", help="size of the network (256)")
+    parser.add_argument("--ahead", type=_not_negative, default=4, metavar="N", help="words a decision waits for (4)")
+    parser.add_argument("--stems", type=_positive, default=20_000, metavar="N", help="size of the vocabulary (20000)")
+    parser.add_argument("--threads", type=_positive, default=1, metavar="N", help="threads to use (1)")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint beside the output")
+
+
+def _readable_train(args: argparse.Namespace) -> int:
+    from asr.training.tagger import TaggerConfig, TrainOptions, train
+
+    config = TaggerConfig(hidden=args.hidden, ahead=args.ahead)
+    options = TrainOptions(stems=args.stems, passes=args.passes, threads=args.threads)
+    train(args.texts, args.out, config, options, args.shares, args.resume)
+    return 0
+
+
+def _add_readable_eval(parser: argparse.ArgumentParser) -> None:
+    _add_readable_texts(parser)
+    parser.add_argument("--tagger", default="en", metavar="FILE|MODEL", help="tagger's file, or model with one (en)")
+    parser.add_argument("--words", type=_positive, default=50_000, metavar="N", help="of each text at most (50000)")
+
+
+def _readable_eval(args: argparse.Namespace) -> int:
+    from asr.training.tagger_eval import main
+
+    return main(args.tagger, args.texts, args.words)
 
 
 # --- arguments and errors -------------------------------------------------------------------------------------------

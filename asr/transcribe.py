@@ -21,12 +21,15 @@ from typing import IO, TYPE_CHECKING, Any, TextIO
 
 from asr.errors import ERRORS, AsrError, AudioError, UsageError
 from asr.inputs import STDIN, Fail, Input, check_readable, find_inputs, output_stems, printable
+from asr.readable.writing import render_readable
 from asr.results import Transcript
 from asr.workers import BatchRecognizer, OnProgress, transcribe_in_processes
 from asr.writers import FORMATS, render, to_json
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+    from asr.readable import Formatter
 
 JOINABLE = ("txt", "json", "ctm")  # formats in which the transcripts of several files can follow each other
 PROBED = 500  # up to so many files are opened beforehand to learn their length, for the progress bar
@@ -41,6 +44,7 @@ class Options:
     Without ``out_dir`` transcripts go to standard output. ``threads`` is per process; None leaves the choice to the
     recogniser, and is 1 with several ``jobs``. ``channel`` counts from 0; None mixes all channels. ``language_model``:
     a file in place of the model's own. ``session``: options of all streams, see :func:`asr.options.from_arguments`.
+    ``readable``: case, punctuation and digits in the text that is written.
     Raises :class:`UsageError` for values that make no sense.
     """
 
@@ -56,6 +60,7 @@ class Options:
     quiet: bool = False
     language_model: Path | None = None
     session: Mapping[str, Any] = field(default_factory=dict)
+    readable: bool = False
 
     def __post_init__(self) -> None:
         if not self.files:
@@ -77,6 +82,14 @@ def load_recognizer(
 
     more: dict[str, Any] = {"language_model": language_model} if language_model else {}
     return Recognizer.load(model, device=device, threads=threads, **more)
+
+
+def load_formatter(model: str) -> Formatter:
+    """What makes a model's text readable. Raises ModelError where the model has no such part."""
+    from asr.checkpoint import find_model
+    from asr.readable import Formatter
+
+    return Formatter.load(find_model(model))
 
 
 def transcribe(
@@ -104,12 +117,13 @@ def transcribe(
     several = len(inputs) + len(failures) > 1 or any(os.path.isdir(name) for name in options.files)
     if several and options.out_dir is None and options.formats[0] not in JOINABLE:
         raise UsageError(f"{options.formats[0]} of several files does not fit on standard output: give a folder (-o)")
+    formatter = load_formatter(options.model) if options.readable and inputs else None
     items = _plan(options, inputs, fail, screen)
     with tempfile.TemporaryDirectory(prefix="asr-") as folder:
         items = _spool(items, Path(folder), stdin, fail)
         if items:
             _make_folder(options.out_dir)
-            _transcribe(options, items, load, _Sink(options, items, several, fail, screen), screen)
+            _transcribe(options, items, load, _Sink(options, items, several, fail, screen, formatter), screen)
     statuses = {ERRORS[error.code].exit_status for error in failures}
     return statuses.pop() if len(statuses) == 1 else int(bool(statuses))
 
@@ -218,8 +232,16 @@ class _Sink:
     As a context manager it prints, however the block ends, also what still waits for files before it.
     """
 
-    def __init__(self, options: Options, items: list[_Item], several: bool, fail: Fail, screen: _Screen) -> None:
-        self._format = options.formats[0]
+    def __init__(
+        self,
+        options: Options,
+        items: list[_Item],
+        several: bool,
+        fail: Fail,
+        screen: _Screen,
+        formatter: Formatter | None = None,
+    ) -> None:
+        self._format, self._formatter = options.formats[0], formatter
         self._items, self._several, self._fail, self._screen = items, several, fail, screen
         self._texts: dict[int, str] = {}
         self._next = 0
@@ -244,7 +266,7 @@ class _Sink:
             result = replace(result, source=item.source.name)
             if item.outputs:
                 try:
-                    write_files({path: render(result, format) for format, path in item.outputs.items()})
+                    write_files({path: self._written(result, format) for format, path in item.outputs.items()})
                 except OSError as error:
                     where = printable(" and ".join(map(str, item.outputs.values())))
                     self._fail(item.source.name, AsrError(f"cannot write {where}: {error.strerror or error}"))
@@ -261,10 +283,14 @@ class _Sink:
 
     def _render(self, transcript: Transcript) -> str:
         if self._several and self._format == "txt":
-            return f"{transcript.source}: {transcript.text}".rstrip() + "\n"
-        if self._several and self._format == "json":
-            return to_json(transcript, indent=None)
-        return render(transcript, self._format)
+            shown = self._formatter.transcript(transcript) if self._formatter else transcript
+            return f"{shown.source}: {shown.text}".rstrip() + "\n"
+        return self._written(transcript, self._format, None if self._several else 2)
+
+    def _written(self, transcript: Transcript, format: str, indent: int | None = 2) -> str:
+        if self._formatter:
+            return render_readable(transcript, self._formatter.transcript(transcript), format, indent)
+        return to_json(transcript, indent) if format == "json" else render(transcript, format)
 
 
 def write_files(texts: dict[Path, str]) -> None:

@@ -77,7 +77,7 @@ def label(lines: Iterable[str]) -> Labelled:
     for line in lines:
         line = line.translate(_QUOTES).strip()
         if not _usable(line):
-            broken = broken or bool(line)
+            broken = True
             continue
         if broken:
             text.starts.append(len(text))
