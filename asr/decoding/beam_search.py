@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asr.decoding.hot_words import HotWord, HotWords, Overlay, stack
-from asr.decoding.hypothesis import Emissions, Hypothesis, TimedWord
+from asr.decoding.hypothesis import Emissions, Hypothesis, SoFar, TimedWord
 from asr.decoding.lockstep import (
     FINAL,
     MIX,
@@ -99,14 +99,13 @@ class BeamSearch(Lockstep[_Row]):
     ) -> None:
         config = config or SearchConfig()
         shift = np.zeros(len(vocabulary)) if log_priors is None else config.prior_weight * log_priors
-        super().__init__(config, shift, recombine)
+        super().__init__(config, shift, recombine, vocabulary.index.get(_SPACE, -1))
         self.vocabulary, self.lexicon = vocabulary, lexicon
         self.words: tuple[str, ...] = tuple(lexicon)
         if not self.words:
             raise LexiconError("the lexicon holds no words: nothing could be recognised")
         self._ids = {word: i for i, word in enumerate(self.words)}
         self.scorer = Scorer(language_model, self.words) if language_model else NoScorer(len(self.words))
-        self._space = vocabulary.index.get(_SPACE, -1)  # what stands between words, if anything
         unigrams = self.scorer.unigrams()
         self.trie = build(*self._spellings(), unigrams)
         self.log_unigrams = unigrams
@@ -151,8 +150,9 @@ class BeamSearch(Lockstep[_Row]):
 
     def stable(self, state: SearchState) -> int:
         """How many of the first words of :meth:`best` will not change any more: all hypotheses share them."""
-        entry = state.history.common(state.ints[:, HISTORY])
-        return len(state.committed) + (len(state.history.chain(entry)) if entry >= 0 else 0)
+        history = state.history
+        entry = history.common(state.ints[:, HISTORY])
+        return len(state.committed) + (int(history.data[entry, DEPTH]) + 1 if entry >= 0 else 0)
 
     def looks_final(self, state: SearchState) -> bool:
         """Whether the likeliest words could well be all: the language model finds an end here as likely as some."""
@@ -176,8 +176,8 @@ class BeamSearch(Lockstep[_Row]):
         if not all(right):
             raise StateError("the state is broken or of another model: its search does not fit this one")
 
-    def likely(self, state: SearchState, share: float) -> int:
-        """How many of the first words of :meth:`best` at least ``share`` of the hypotheses' probability has, too."""
+    def so_far(self, state: SearchState, share: float) -> SoFar:
+        """See :meth:`Lockstep.so_far`."""
         history, total = state.history, self.totals(state)
         weight = np.exp(total - total.max())
         chain = history.chain(int(state.ints[int(np.argmax(total)), HISTORY]))
@@ -188,7 +188,7 @@ class BeamSearch(Lockstep[_Row]):
             if weight[agree].sum() >= share * weight.sum():
                 break
             count -= 1
-        return len(state.committed) + count
+        return SoFar(self._timed(state, chain), len(state.committed) + count, self.stable(state))
 
     def end_nbest(self, state: SearchState, count: int) -> list[Hypothesis]:
         """The ``count`` likeliest different word sequences of the segment, best first (at least one)."""
@@ -219,8 +219,12 @@ class BeamSearch(Lockstep[_Row]):
         return state
 
     def _words(self, state: SearchState, entry: int) -> tuple[TimedWord, ...]:
-        chain = [tuple(row) for row in state.history.data[state.history.chain(entry), 1 : ENDS + 1].tolist()]
-        return tuple(TimedWord(self._name(state, w), first, last) for w, first, last in (*state.committed, *chain))
+        return self._timed(state, state.history.chain(entry))
+
+    def _timed(self, state: SearchState, chain: list[int]) -> tuple[TimedWord, ...]:
+        """What was committed and the words of a chain of the history."""
+        said = [*state.committed, *state.history.data[chain, NAME : ENDS + 1].tolist()]
+        return tuple(TimedWord(self._name(state, w), first, last) for w, first, last in said)
 
     def _name(self, state: SearchState, word: int) -> str:
         if word < len(self.words):
@@ -241,29 +245,17 @@ class BeamSearch(Lockstep[_Row]):
         ints, units = beams.ints, emissions.shape[1]
         columns = np.ascontiguousarray(ints.T)
         row, node, unit = columns[ROW], columns[NODE], columns[UNIT]
-        in_blank, in_unit, look = np.ascontiguousarray(beams.scores.T)
-        total = np.logaddexp(in_blank, in_unit)
-        if skipped.any():
-            gone = skipped.take(row)
-            in_blank, in_unit = np.where(gone, total, in_blank), np.where(gone, NEVER, in_unit)
-        flat, base = emissions.ravel(), row.astype(np.int64) * units
-        stay_blank, stay_unit = total + flat.take(base), in_unit + flat[base + unit]
-        if self._space >= 0:  # between words a space is as good as blank
-            between = total + np.where(node == ROOT, flat.take(base + self._space), NEVER)
-            stay_blank = np.logaddexp(stay_blank, between)
-            stay_unit = np.where((node == ROOT) & (unit == self._space), NEVER, stay_unit)
-        stay = np.logaddexp(stay_blank, stay_unit)
-        floor = np.maximum.reduceat(stay, beams.starts) - self.config.threshold
-        least = floor.take(row)
+        old = self._stay(beams, columns, emissions, skipped, node == ROOT)
+        total, look, stay, least = old.total, old.look, old.stay, old.least
 
         likely = self._likely(emissions)
         parent, child, own, new_unit = self._children(node, row, about, likely)
-        heard = likely.ravel().take(base.take(parent) + new_unit)
+        heard = likely.ravel().take(row.take(parent).astype(np.int64) * units + new_unit)
         keep = (total.take(parent) + heard > least.take(parent)).nonzero()[0]
         parent, child, new_unit, heard = parent.take(keep), child.take(keep), new_unit.take(keep), heard.take(keep)
         own = own.take(keep) if about.overlay else own
         repeated = new_unit == unit.take(parent)
-        score = np.where(repeated, in_blank.take(parent), total.take(parent)) + heard - look.take(parent)
+        score = np.where(repeated, old.in_blank.take(parent), total.take(parent)) + heard - look.take(parent)
         new_look = self._looks(child, own, row, parent, columns[CONTEXT], about)
         keep = (score + new_look > least.take(parent)).nonzero()[0]
         parent, child, new_unit, score = parent.take(keep), child.take(keep), new_unit.take(keep), score.take(keep)
@@ -297,7 +289,7 @@ class BeamSearch(Lockstep[_Row]):
         word = word.take(good)
         merged[CONTEXT, ends], merged[HOT, ends], merged[WORD, ends] = context.take(good), hot.take(good), word
         scores = np.full((3, len(source_of)), NEVER)
-        scores[IN_BLANK, :n_stay], scores[IN_UNIT, :n_stay] = stay_blank.take(stays), stay_unit.take(stays)
+        scores[IN_BLANK, :n_stay], scores[IN_UNIT, :n_stay] = old.stay_blank.take(stays), old.stay_unit.take(stays)
         scores[IN_UNIT, middle], scores[IN_UNIT, ends] = (score + new_look).take(on), worth.take(good)
         scores[LOOK, :n_stay], scores[LOOK, middle], scores[LOOK, ends] = look.take(stays), new_look.take(on), 0.0
         total = np.concatenate([stay.take(stays), scores[IN_UNIT, n_stay:]])

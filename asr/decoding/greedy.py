@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from asr.decoding.hot_words import HotWords
-from asr.decoding.hypothesis import Emissions, Hypothesis, TimedWord
+from asr.decoding.hypothesis import Emissions, Hypothesis, SoFar, TimedWord
 from asr.decoding.search_state import SearchState
 from asr.errors import StateError
 from asr.vocabulary import BLANK, WORD_START, BpeVocabulary, CharacterVocabulary, Vocabulary
@@ -78,9 +78,10 @@ class GreedySearch:
         """How many of the first words will not change any more: all but the last."""
         return max(0, len(self.end(state).words) - 1)
 
-    def likely(self, state: SearchState, share: float) -> int:
-        """All words of the best path."""
-        return len(self.end(state).words)
+    def so_far(self, state: SearchState, share: float) -> SoFar:
+        """All words of the best path are likely, and all but the last are stable."""
+        words = self.end(state).words
+        return SoFar(words, len(words), max(0, len(words) - 1))
 
     def looks_final(self, state: SearchState) -> bool:
         """Without a language model nothing does."""

@@ -21,6 +21,17 @@ class TimedWord:
 
 
 @dataclass(frozen=True)
+class SoFar:
+    """What a search says before its segment ends: the ``words`` of its best hypothesis, how many of the first of them
+    are ``likely`` enough to be shown, and how many are ``stable``: all hypotheses have them, so they will not
+    change."""
+
+    words: tuple[TimedWord, ...]
+    likely: int
+    stable: int
+
+
+@dataclass(frozen=True)
 class Hypothesis:
     """A word sequence with its score: emissions in nats, plus the weighted language model and word scores."""
 

@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from asr.decoding.hypothesis import Emissions, Hypothesis, TimedWord
+from asr.decoding.hypothesis import Emissions, Hypothesis, SoFar, TimedWord
 from asr.decoding.search_config import SearchConfig
 from asr.decoding.search_state import (
     BEGINS,
@@ -81,15 +81,31 @@ class Piece:
     skipped: list[bool]
 
 
+@dataclass
+class Stay:
+    """Of every hypothesis (n,): its scores ``in_blank`` and ``in_unit`` before a frame, their ``total``, and the part
+    ``look`` that is expected; then, if it says nothing new, ``stay_blank``, ``stay_unit`` and both together, ``stay``;
+    and the ``least`` score with which a hypothesis of its row lives on."""
+
+    in_blank: Floats
+    in_unit: Floats
+    look: Floats
+    total: Floats
+    stay_blank: Floats
+    stay_unit: Floats
+    stay: Floats
+    least: Floats
+
+
 About = TypeVar("About", bound=Rows)
 
 
 class Lockstep(ABC, Generic[About]):
     """``step / step_many`` over the emissions of one head. ``shift``: (units,) what is subtracted from emissions;
-    ``recombine``: of hypotheses with the same future, keep the best only."""
+    ``recombine``: of hypotheses with the same future, keep the best only; ``space``: the unit between words, or -1."""
 
-    def __init__(self, config: SearchConfig, shift: Emissions | Floats, recombine: bool) -> None:
-        self.config, self._shift, self._recombine = config, shift, recombine
+    def __init__(self, config: SearchConfig, shift: Emissions | Floats, recombine: bool, space: int) -> None:
+        self.config, self._shift, self._recombine, self._space = config, shift, recombine, space
         self._tokens = min(config.tokens, len(shift) - 1)
 
     @abstractmethod
@@ -124,6 +140,11 @@ class Lockstep(ABC, Generic[About]):
         totals = self.totals(state)
         top = int(totals.argmax())
         return Hypothesis(self._words(state, int(state.ints[top, HISTORY])), float(totals[top]) + state.offset)
+
+    @abstractmethod
+    def so_far(self, state: SearchState, share: float) -> SoFar:
+        """The words of :meth:`best`; "likely": at least ``share`` of the hypotheses' probability has them, too. One
+        walk through the best history."""
 
     def end(self, state: SearchState) -> Hypothesis:
         """The likeliest words of the segment, all of them whole, with its end scored."""
@@ -184,6 +205,32 @@ class Lockstep(ABC, Generic[About]):
         _retire(beams, states, 0)
 
     # -- parts of a frame --------------------------------------------------------------------------------------------
+
+    def _stay(
+        self,
+        beams: Beams,
+        columns: NDArray[np.int32],
+        emissions: Floats,
+        skipped: NDArray[np.bool_],
+        between: NDArray[np.bool_],
+    ) -> Stay:
+        """Blank, a repeated unit, and blanks that were ``skipped`` before: see :meth:`frame`. ``columns``: (9, n) of
+        the hypotheses; ``between``: (n,) whether each stands between words, where a space is as good as blank."""
+        row, unit = columns[ROW], columns[UNIT]
+        in_blank, in_unit, look = np.ascontiguousarray(beams.scores.T)
+        total = np.logaddexp(in_blank, in_unit)
+        if skipped.any():
+            gone = skipped.take(row)
+            in_blank, in_unit = np.where(gone, total, in_blank), np.where(gone, NEVER, in_unit)
+        flat, base = emissions.ravel(), row.astype(np.int64) * emissions.shape[1]
+        stay_blank, stay_unit = total + flat.take(base + BLANK), in_unit + flat[base + unit]
+        if self._space >= 0:
+            also = total + np.where(between, flat.take(base + self._space), NEVER)
+            stay_blank = np.logaddexp(stay_blank, also)
+            stay_unit = np.where(between & (unit == self._space), NEVER, stay_unit)
+        stay = np.logaddexp(stay_blank, stay_unit)
+        floor = np.maximum.reduceat(stay, beams.starts) - self.config.threshold
+        return Stay(in_blank, in_unit, look, total, stay_blank, stay_unit, stay, floor.take(row))
 
     def _likely(self, emissions: Floats) -> Floats:
         """(rows, units): the emissions of the best units of a step; those of the others, and of blank, are -inf."""

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asr.decoding.hot_words import HotWords
-from asr.decoding.hypothesis import Emissions, Hypothesis, TimedWord
+from asr.decoding.hypothesis import Emissions, Hypothesis, SoFar, TimedWord
 from asr.decoding.lockstep import (
     FINAL,
     MIX,
@@ -42,6 +42,7 @@ from asr.decoding.scorer import NoScorer, Scorer
 from asr.decoding.search_config import SearchConfig
 from asr.decoding.search_state import (
     CONTEXT,
+    DEPTH,
     ENDS,
     FIRST,
     HISTORY,
@@ -83,17 +84,16 @@ class PrefixSearch(Lockstep[Rows]):
     ) -> None:
         config = config or SearchConfig()
         shift = np.zeros(len(vocabulary)) if log_priors is None else config.prior_weight * log_priors.astype(np.float64)
-        super().__init__(config, shift, recombine)
         if not isinstance(vocabulary, CharacterVocabulary | BpeVocabulary):
             raise ModelError(f"units of kind '{vocabulary.kind}' spell no words: use a lexicon, or characters or BPE")
+        texts, self._ends = _texts(vocabulary)
+        empty = [unit for unit, text in enumerate(texts) if self._ends[unit] and not text]
+        super().__init__(config, shift, recombine, empty[0] if empty else -1)
         self.vocabulary = vocabulary
         words = language_model.words[3:] if language_model else ()
         self.scorer = Scorer(language_model, words) if language_model else NoScorer(0)
         self._prefixes = _Prefixes(words, self.scorer.unigrams())
         self._unknown = len(words) + 1  # to the scorer, a word that nobody knows
-        texts, self._ends = _texts(vocabulary)
-        empty = [unit for unit, text in enumerate(texts) if self._ends[unit] and not text]
-        self._space = empty[0] if empty else -1  # what stands between words, if anything
         self._letters, self._power = _hashes(texts), _LETTER ** np.array([len(t) for t in texts], dtype=np.uint64)
 
     # -- one stream --------------------------------------------------------------------------------------------------
@@ -105,14 +105,21 @@ class PrefixSearch(Lockstep[Rows]):
 
     def stable(self, state: SearchState) -> int:
         """How many of the first words will not change any more: all hypotheses share them, and what follows each."""
-        entry = state.history.common(state.ints[:, HISTORY])
-        units = self._units(state, entry)
+        return self._whole(self._units(state, state.history.common(state.ints[:, HISTORY])))
+
+    def so_far(self, state: SearchState, share: float) -> SoFar:
+        """See :meth:`Lockstep.so_far`; all words are likely: an open vocabulary has too many spellings for shares of
+        them to mean much."""
+        units = self._units(state, int(state.ints[int(self.totals(state).argmax()), HISTORY]))
+        common = state.history.common(state.ints[:, HISTORY])
+        shared = len(state.committed) + (int(state.history.data[common, DEPTH]) + 1 if common >= 0 else 0)
+        words = self._timed(units)
+        return SoFar(words, len(words), self._whole(units[:shared]))
+
+    def _whole(self, units: Sequence[tuple[int, int, int]]) -> int:
+        """How many words ``units`` are, without one that may go on."""
         words = len(self._spelled(units))
         return words if units and units[-1][0] == self._space else max(0, words - 1)
-
-    def likely(self, state: SearchState, share: float) -> int:
-        """All words of :meth:`best`: an open vocabulary has too many spellings for shares of them to mean much."""
-        return len(self.best(state).words)
 
     def looks_final(self, state: SearchState) -> bool:
         """Whether the likeliest words could well be all: they are known, and the language model finds an end here as
@@ -152,7 +159,11 @@ class PrefixSearch(Lockstep[Rows]):
         return [*state.committed, *((unit, first, last) for unit, first, last in rows)]
 
     def _words(self, state: SearchState, entry: int) -> tuple[TimedWord, ...]:
-        spelled = self._spelled(self._units(state, entry))
+        return self._timed(self._units(state, entry))
+
+    def _timed(self, units: Sequence[tuple[int, int, int]]) -> tuple[TimedWord, ...]:
+        """The words of (unit, step, step)."""
+        spelled = self._spelled(units)
         return tuple(TimedWord(self.vocabulary.decode(u for u, _, _ in s), s[0][1], s[-1][2]) for s in spelled)
 
     def _spelled(self, units: Sequence[tuple[int, int, int]]) -> list[list[tuple[int, int, int]]]:
@@ -178,20 +189,14 @@ class PrefixSearch(Lockstep[Rows]):
         columns = np.ascontiguousarray(beams.ints.T)
         row, unit, part = columns[ROW], columns[UNIT], _join(columns[LOW], columns[HIGH])
         weight = about.lm_weight
-        in_blank, in_unit, look = np.ascontiguousarray(beams.scores.T)
-        total = np.logaddexp(in_blank, in_unit)
-        if skipped.any():
-            gone = skipped.take(row)
-            in_blank, in_unit = np.where(gone, total, in_blank), np.where(gone, NEVER, in_unit)
-        stay_blank, stay_unit = self._stay(emissions, row, unit, part, total, in_unit)
-        stay = np.logaddexp(stay_blank, stay_unit)
-        least = (np.maximum.reduceat(stay, beams.starts) - self.config.threshold).take(row)
+        old = self._stay(beams, columns, emissions, skipped, part == 0)
+        total, look, stay, least = old.total, old.look, old.stay, old.least
 
         heard = self._likely(emissions).take(row, axis=0)
         if self._space >= 0:
             heard[part == 0, self._space] = NEVER  # stays
         parent, new_unit = (total[:, None] + heard > least[:, None]).nonzero()
-        score = np.where(new_unit == unit.take(parent), in_blank.take(parent), total.take(parent))
+        score = np.where(new_unit == unit.take(parent), old.in_blank.take(parent), total.take(parent))
         score += heard[parent, new_unit] - look.take(parent)
         completes = self._ends.take(new_unit) & (part.take(parent) > 0)
         log_prob, context = self._completed(columns[CONTEXT], part, parent[completes])
@@ -211,29 +216,12 @@ class PrefixSearch(Lockstep[Rows]):
         fresh[CONTEXT] = np.where(done, context.take(source[n:]), fresh[CONTEXT])
         hashes[n:] = np.where(done, _with_word(hashes[n:], part.take(source[n:])), hashes[n:])
         scores = np.full((3, len(source)), NEVER)
-        for column, old in ((IN_BLANK, stay_blank), (IN_UNIT, stay_unit), (LOOK, look)):
-            scores[column, :n] = old.take(stays)
+        for column, stayed in ((IN_BLANK, old.stay_blank), (IN_UNIT, old.stay_unit), (LOOK, look)):
+            scores[column, :n] = stayed.take(stays)
         scores[IN_UNIT, n:], scores[LOOK, n:] = (score + new_look).take(on), new_look.take(on)
         whole = np.concatenate([stay.take(stays), scores[IN_UNIT, n:]])
         parts = np.concatenate([part.take(stays), new_part.take(on)])
         return self._prune(merged, scores, whole, hashes, parts, about.states)
-
-    def _stay(
-        self,
-        emissions: Floats,
-        row: NDArray[np.int32],
-        unit: NDArray[np.int32],
-        part: Hashes,
-        total: Floats,
-        in_unit: Floats,
-    ) -> tuple[Floats, Floats]:
-        """Scores of hypotheses that say nothing new, in blank and in their last unit."""
-        stay_blank, stay_unit = total + emissions[row, BLANK], in_unit + emissions[row, unit]
-        if self._space >= 0:  # between words a space is as good as blank
-            between = part == 0
-            stay_blank = np.logaddexp(stay_blank, np.where(between, total + emissions[row, self._space], NEVER))
-            stay_unit = np.where(between & (unit == self._space), NEVER, stay_unit)
-        return stay_blank, stay_unit
 
     def _expected(self, part: Hashes) -> Floats:
         """log10 of what the best word that begins so would have alone; 0 where none has begun."""
