@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
-from typing import IO, Any
+from typing import IO, Any, overload
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from asr.lexicon import Lexicon
 from asr.model import AcousticModel, State
 from asr.model_config import HOP, SAMPLE_RATE, STEP_MS
 from asr.options import HotWordLike, StreamOptions
+from asr.readable import Formatter
 from asr.results import Alternative, Partial, Result, Segment, Transcript, Word
 from asr.stream_state import StreamState
 from asr.vocabulary import PhoneVocabulary, Vocabulary
@@ -168,6 +169,26 @@ class Recognizer:
     def _pronouncer(self) -> Lexicon:
         """The lexicon with its grapheme-to-phoneme model, which nothing but hot words needs."""
         return self.folder.load_lexicon()
+
+    @cached_property
+    def formatter(self) -> Formatter:
+        """What makes final segments readable, one after the other with a state of its own: ``begin`` and ``step``.
+        Raises ModelError where the model folder has no such part."""
+        return Formatter.load(self.folder)
+
+    @overload
+    def readable(self, result: Segment) -> Segment: ...
+
+    @overload
+    def readable(self, result: Transcript) -> Transcript: ...
+
+    def readable(self, result: Segment | Transcript) -> Segment | Transcript:
+        """A whole transcript, or a segment by itself, in sentence case with punctuation and numbers in digits. Its
+        words are the written ones with their times: several may have become one. For the segments of a live stream
+        see :attr:`formatter`. Raises ModelError where the model folder has no tagger."""
+        if isinstance(result, Transcript):
+            return self.formatter.transcript(result)
+        return self.formatter.step(result, self.formatter.begin())[0]
 
     def _check_state(self, state: StreamState, sample_rate: int | None) -> None:
         """States may come from outside: every part is compared with what this recogniser would have made."""
