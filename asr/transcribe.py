@@ -21,7 +21,6 @@ from typing import IO, TYPE_CHECKING, Any, TextIO
 
 from asr.errors import ERRORS, AsrError, AudioError, UsageError
 from asr.inputs import STDIN, Fail, Input, check_readable, find_inputs, output_stems, printable
-from asr.readable.writing import render_readable
 from asr.results import Transcript
 from asr.workers import BatchRecognizer, OnProgress, transcribe_in_processes
 from asr.writers import FORMATS, render, to_json
@@ -289,6 +288,8 @@ class _Sink:
 
     def _written(self, transcript: Transcript, format: str, indent: int | None = 2) -> str:
         if self._formatter:
+            from asr.readable.writing import render_readable  # takes numpy with it
+
             return render_readable(transcript, self._formatter.transcript(transcript), format, indent)
         return to_json(transcript, indent) if format == "json" else render(transcript, format)
 
