@@ -49,7 +49,6 @@ def test_a_whole_conversation() -> None:
         ("SpeechStarted", None, None, None),
         ("Results", no, no, no),
         ("Results", yes, yes, no),
-        ("UtteranceEnd", None, None, None),
         ("Metadata", None, None, None),
     ]
     best = said[3]["channel"]["alternatives"][0]
@@ -81,7 +80,8 @@ def follows_the_sdk(said: list[dict[str, Any]]) -> None:
 
 def test_every_message_has_the_shape_of_the_sdk() -> None:
     said = messages(talk(adapter(PATH, f"{RAW}&interim_results=true"), audio(1),
-                         '{"type":"Configure","keyterms":["x"]}', '{"type":"Configure","keyterms":["§"]}', '{"type":"What"}', FINALIZE, FINALIZE,
+                         '{"type":"Configure","keyterms":["x"]}',
+                         '{"type":"Configure","keyterms":["§"]}', '{"type":"What"}', FINALIZE, FINALIZE,
                          '{"type":"Configure"}', CLOSE))  # fmt: skip
     assert [m["type"] for m in said] == ["Results", "ConfigureSuccess", "ConfigureFailure", "Error", "Results",
                                          "Results", "ConfigureSuccess", "Metadata"]  # fmt: skip
