@@ -162,8 +162,8 @@ def test_a_model_that_cannot_stream_stays_plain() -> None:
 
 
 def test_unknown_precisions_are_refused(models: dict[str, AcousticModel]) -> None:
-    assert PRECISIONS == ("fp32", "fp16")
-    with pytest.raises(UsageError, match="there is no precision 'int3': use one of fp32, fp16"):
+    assert PRECISIONS == ("fp32", "fp16", "bf16")
+    with pytest.raises(UsageError, match="there is no precision 'int3': use one of fp32, fp16, bf16"):
         inference_form(models["lstm"], "int3")
 
 
@@ -178,3 +178,32 @@ def test_recognisers_take_a_precision(tiny_path: Path) -> None:
     assert texts[0] and texts[0] == texts[1]
     with pytest.raises(UsageError, match="no precision 'fp8'"):
         Recognizer.load(tiny_path, precision="fp8")
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+def test_bfloat16_is_close_where_there_is_a_matrix_unit(models: dict[str, AcousticModel], cell: str) -> None:
+    if not supports("bf16"):
+        pytest.skip("this CPU has no matrix unit for bfloat16 (AMX)")
+    plain = models[cell]
+    form = inference_form(plain, "bf16")
+    assert form is not plain and form.parameter_count == plain.parameter_count
+    frames = log_mel(babble(1.0, seed=3))
+    with torch.inference_mode():
+        expected, _ = plain.step(frames, plain.begin())
+        given, state = form.step(frames, form.begin())
+    form.check_state(state)
+    difference = (given["phones"].exp() - expected["phones"].exp()).abs()
+    assert 0 < float(difference.mean()) < 0.01
+
+
+def test_bfloat16_without_a_matrix_unit_is_half_precision(
+    models: dict[str, AcousticModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asr.inference._has_bf16", lambda: False)
+    if not supports("fp16"):
+        pytest.skip("this machine has no half-precision kernels")
+    frames = log_mel(babble(0.5, seed=3))
+    forms = [inference_form(models["lstm"], p) for p in ("bf16", "fp16")]
+    with torch.inference_mode():
+        first, second = (form.step(frames, form.begin())[0]["phones"] for form in forms)
+    assert torch.equal(first, second)
