@@ -285,6 +285,7 @@ class Session:
         """Back-pressure: nothing is read while much waits to be decoded or to be read by the client. A stalled engine
         is seen by the timer, a client that does not read by the sender."""
         await self._less.wait()
+        await asyncio.sleep(0)  # where many messages lie ready: others first, and the results of this one
         if self._session.ahead_s >= self.limits.ahead_seconds:
             await self._session.room(self.limits.ahead_seconds)
 

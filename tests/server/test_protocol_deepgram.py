@@ -48,7 +48,9 @@ def test_a_whole_conversation() -> None:
         ("Results", yes, yes, yes),
         ("SpeechStarted", None, None, None),
         ("Results", no, no, no),
+        ("Results", no, no, no),
         ("Results", yes, yes, no),
+        ("UtteranceEnd", None, None, None),
         ("Metadata", None, None, None),
     ]
     best = said[3]["channel"]["alternatives"][0]

@@ -1,0 +1,620 @@
+"""Sessions from end to end with a fake engine and a fake connection: limits, back-pressure, drops, resumes, drains."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from fake_engine import FakeEngine
+from wire import SESSION, audio
+
+from asr.engine import EngineError, Event, FullError
+from asr.errors import AsrError
+from server.limits import Limits
+from server.parked import Parked, pack, store_key, unpack
+from server.protocols import Context, adapter_for
+from server.session import Dropped, Observer, Session, Summary
+
+EOF = '{"type":"eof"}'
+RAW = "encoding=linear16&sample_rate=16000"
+
+
+class FakeTransport:
+    """A connection: the test puts messages into it and reads what came out. ``stuck``: the client does not read."""
+
+    def __init__(self) -> None:
+        self.incoming: asyncio.Queue[str | bytes | None] = asyncio.Queue()
+        self.sent: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.closed: tuple[int, str] | None = None
+        self.stuck = False
+        self.gone = asyncio.Event()
+
+    def say(self, *messages: str | bytes) -> None:
+        for message in messages:
+            self.incoming.put_nowait(message)
+
+    def drop(self) -> None:
+        self.incoming.put_nowait(None)
+        self.gone.set()
+
+    async def recv(self) -> str | bytes:
+        message = await self.incoming.get()
+        if message is None:
+            raise Dropped
+        return message
+
+    async def send(self, message: str) -> None:
+        if self.stuck:
+            await self.gone.wait()
+        if self.gone.is_set():
+            raise Dropped
+        self.sent.put_nowait(json.loads(message))
+        await asyncio.sleep(0)
+
+    async def close(self, code: int, reason: str) -> None:
+        if self.gone.is_set():
+            raise Dropped
+        self.closed = (code, reason)
+
+    async def until(self, kind: str) -> dict[str, Any]:
+        """The next message of that type; those before it are passed over."""
+        while True:
+            message = await self.sent.get()
+            if message.get("type") == kind:
+                return message
+
+    def rest(self) -> list[dict[str, Any]]:
+        return [self.sent.get_nowait() for _ in range(self.sent.qsize())]
+
+
+class FakeStore:
+    def __init__(self) -> None:
+        self.values: dict[str, bytes] = {}
+        self.broken = False
+
+    async def put(self, key: str, value: bytes, ttl_s: float) -> None:
+        if self.broken:
+            error = AsrError("the store is gone")
+            error.code = "store"
+            raise error
+        self.values[key] = value
+
+    async def take(self, key: str) -> bytes | None:
+        await asyncio.sleep(0)
+        return self.values.pop(key, None)
+
+
+class Witness(Observer):
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+        self.bytes = 0
+
+    def opened(self, protocol: str, session: str, resumed: bool) -> None:
+        self.seen.append(("opened", protocol, session, resumed))
+
+    def event(self, event: Event) -> None:
+        self.seen.append(type(event).__name__)
+
+    def audio(self, n_bytes: int, seconds: float) -> None:
+        self.bytes += n_bytes
+
+    def error(self, code: str) -> None:
+        self.seen.append(("error", code))
+
+    def closed(self, code: int, reason: str) -> None:
+        self.seen.append(("closed", code))
+
+    def note(self, kind: str, **values: Any) -> None:
+        self.seen.append((kind, values))
+
+
+class House:
+    """A server in small: one engine, one store, any number of connections."""
+
+    def __init__(self, engine: FakeEngine | None = None, **limits: Any) -> None:
+        self.engine, self.store, self.witness = engine or FakeEngine(), FakeStore(), Witness()
+        self.limits = Limits(**{"resume_wait_seconds": 0.3, "close_seconds": 2.0, **limits})
+        self.count = 0
+
+    def connect(
+        self, path: str = "/v1/stream", query: str = "", owner: str = "", store: bool = True
+    ) -> tuple[FakeTransport, Session, "asyncio.Task[Summary]"]:
+        self.count += 1
+        name = f"{int(SESSION, 16) + self.count:032x}"
+        context = Context(self.engine.info, self.limits, name, f"secret {self.count}", "2026-11-21T08:00:00Z", store)
+        transport = FakeTransport()
+        kept = self.store if store else None
+        session = Session(adapter_for(path, query, context), transport, self.engine, self.limits, store=kept,
+                          observer=self.witness, owner=owner)  # fmt: skip
+        return transport, session, asyncio.create_task(session.run())
+
+
+def within(seconds: float, test: Callable[[], Awaitable[None]]) -> None:
+    """Run a test; one that would hang fails."""
+
+    async def limited() -> None:
+        async with asyncio.timeout(seconds):
+            await test()
+
+    asyncio.run(limited())
+
+
+def start(**keys: Any) -> str:
+    return json.dumps({"type": "start", **keys})
+
+
+def text_of(messages: list[dict[str, Any]]) -> str:
+    return " ".join(m["text"] for m in messages if m.get("type") == "final" and m["reason"] != "flush")
+
+
+@pytest.mark.parametrize(
+    ("path", "query", "end", "last"),
+    [("/v1/stream", "", EOF, "done"), ("/", "", '{"eof" : 1}', None), ("/v1/listen", RAW, b"", "Metadata")],
+)
+def test_each_protocol_from_end_to_end(path: str, query: str, end: str | bytes, last: str | None) -> None:
+    async def test() -> None:
+        house = House()
+        t, _, run = house.connect(path, query)
+        t.say(audio(2), audio(2), end)
+        summary = await run
+        assert t.closed == (1000, "done") and t.rest()[-1].get("type") == last
+        assert summary.error == "" and summary.close_code == 1000 and not summary.parked
+        assert summary.segments >= 1 and summary.words >= 3 and summary.bytes_in >= 128000
+        assert house.witness.bytes == 128000 and not house.engine.sessions and not house.store.values
+        assert house.witness.seen[-1] == ("closed", 1000)
+
+    within(10, test)
+
+
+def test_a_drop_is_resumed_without_a_lost_or_doubled_word() -> None:
+    async def test() -> None:
+        house = House()
+        t, first, run = house.connect()
+        t.say(start(sample_rate=8000, partials=False), audio(4.5, 8000))
+        ready = await t.until("ready")
+        heard = [await t.until("final")]
+        t.drop()
+        assert (await run).parked and not house.engine.sessions
+        t, second, run = house.connect()
+        t.say(start(session=ready["session"], secret=ready["secret"], last_seq=heard[-1]["seq"]))
+        back = await t.until("ready")
+        assert back["resumed"] and back["audio_samples"] == 36000 and back["session"] == ready["session"]
+        assert second.id == first.id
+        t.say(audio(2.5, 8000), EOF)
+        summary = await run
+        heard += t.rest()
+        assert text_of(heard) == "alpha bravo charlie delta echo foxtrot golf"
+        assert summary.resumed and not house.store.values
+        assert [m["seq"] for m in heard if m["type"] == "final"] == [1, 2, 3]
+
+    within(10, test)
+
+
+def test_results_that_did_not_leave_come_after_the_resume() -> None:
+    async def test() -> None:
+        house = House()
+        t, _, run = house.connect()
+        t.say(start(partials=False))
+        ready = await t.until("ready")
+        t.stuck = True
+        t.say(audio(3), audio(3))
+        while house.witness.bytes < 192000:
+            await asyncio.sleep(0.01)
+        t.drop()
+        assert (await run).parked
+        t, _, run = house.connect()
+        t.say(start(session=ready["session"], secret=ready["secret"]), EOF)
+        await run
+        assert text_of(t.rest()) == "alpha bravo charlie delta echo foxtrot"
+
+    within(10, test)
+
+
+def test_a_drop_between_eof_and_done_can_be_resumed_once() -> None:
+    async def test() -> None:
+        house = House()
+        t, _, run = house.connect()
+        t.say(start())
+        ready = await t.until("ready")
+        t.stuck = True
+        t.say(audio(2), EOF)
+        await asyncio.sleep(0.1)
+        t.drop()
+        assert (await run).parked
+        resume = start(session=ready["session"], secret=ready["secret"])
+        t, _, run = house.connect()
+        t.say(resume)
+        await run
+        assert [m["type"] for m in t.rest()] == ["ready", "final", "done"] and t.closed == (1000, "done")
+        t, _, run = house.connect()
+        t.say(resume)
+        assert (await run).error == "resume"
+
+    within(10, test)
+
+
+def test_a_finished_session_is_not_kept() -> None:
+    async def test() -> None:
+        house = House()
+        t, _, run = house.connect()
+        t.say(audio(1), EOF)
+        await t.until("done")
+        t.drop()  # the client is faster with its closing handshake
+        assert not (await run).parked and not house.store.values
+
+    within(10, test)
+
+
+@pytest.mark.parametrize("wrong", ["secret", "session", "owner"])
+def test_a_foreign_session_is_refused_and_stays(wrong: str) -> None:
+    async def test() -> None:
+        house = House()
+        t, _, run = house.connect(owner="me")
+        t.say(start(), audio(1))
+        ready = await t.until("ready")
+        t.drop()
+        await run
+        keys = {"session": ready["session"], "secret": ready["secret"]}
+        t, _, run = house.connect(owner="you" if wrong == "owner" else "me")
+        t.say(start(**{**keys, **({wrong: "x"} if wrong != "owner" else {})}))
+        assert (await run).error == "resume" and t.closed is not None and t.closed[0] == 1008
+        t, _, run = house.connect(owner="me")
+        t.say(start(**keys), EOF)
+        await run
+        assert text_of(t.rest()) == "alpha"
+
+    within(10, test)
+
+
+def test_a_session_that_is_served_cannot_be_taken_over() -> None:
+    async def test() -> None:
+        house = House()
+        t, _, first = house.connect()
+        t.say(start())
+        ready = await t.until("ready")
+        t2, _, second = house.connect()
+        t2.say(start(session=ready["session"], secret=ready["secret"]))
+        assert (await second).error == "resume"
+        t.say(EOF)
+        assert (await first).error == ""
+
+    within(10, test)
+
+
+def test_who_is_back_before_the_session_is_put_away_waits() -> None:
+    async def test() -> None:
+        house = House(resume_wait_seconds=2.0)
+        t, _, first = house.connect()
+        t.say(start())
+        ready = await t.until("ready")
+        t2, _, second = house.connect()
+        t2.say(start(session=ready["session"], secret=ready["secret"]), EOF)
+        await asyncio.sleep(0.15)
+        t.drop()
+        assert (await first).parked and (await second).error == ""
+
+    within(10, test)
+
+
+def test_of_two_who_resume_at_once_one_is_served() -> None:
+    async def test() -> None:
+        house = House()
+        t, _, run = house.connect()
+        t.say(start(), audio(1))
+        ready = await t.until("ready")
+        t.drop()
+        await run
+        runs = []
+        for _ in range(2):
+            t, _, run = house.connect()
+            t.say(start(session=ready["session"], secret=ready["secret"]), EOF)
+            runs.append(run)
+        assert sorted(s.error for s in await asyncio.gather(*runs)) == ["", "resume"]
+
+    within(10, test)
+
+
+@pytest.mark.parametrize("error", [FullError("full"), EngineError("gone")])
+def test_a_resume_without_room_puts_the_session_back(error: Exception) -> None:
+    async def test() -> None:
+        house = House()
+        t, _, run = house.connect()
+        t.say(start(), audio(1))
+        ready = await t.until("ready")
+        t.drop()
+        await run
+        house.engine.refuse = error
+        resume = start(session=ready["session"], secret=ready["secret"])
+        t, _, run = house.connect()
+        t.say(resume)
+        assert (await run).error == "full" and t.closed is not None and t.closed[0] == 1013
+        house.engine.refuse = None
+        t, _, run = house.connect()
+        t.say(resume, EOF)
+        await run
+        assert text_of(t.rest()) == "alpha"
+
+    within(10, test)
+
+
+def test_a_broken_parked_session_is_a_typed_error() -> None:
+    async def test() -> None:
+        house = House()
+        house.store.values[store_key("", "a", "b")] = b"rubbish"
+        t, _, run = house.connect()
+        t.say(start(session="a", secret="b"))
+        assert (await run).error == "state"
+
+    within(10, test)
+
+
+def test_a_store_that_fails_costs_the_resume_alone() -> None:
+    async def test() -> None:
+        house = House()
+        house.store.broken = True
+        t, _, run = house.connect()
+        t.say(start())
+        await t.until("ready")
+        t.drop()
+        assert not (await run).parked and not house.engine.sessions
+
+    within(10, test)
+
+
+def test_a_full_engine() -> None:
+    async def test() -> None:
+        house = House(FakeEngine(slots=0))
+        for path, query in (("/v1/stream", ""), ("/vosk", ""), ("/v1/listen", RAW)):
+            t, _, run = house.connect(path, query)
+            t.say(audio(0.1))
+            assert (await run).error == "full" and t.closed is not None and t.closed[0] == 1013
+
+    within(10, test)
+
+
+def test_idle() -> None:
+    async def test() -> None:
+        house = House(idle_seconds=0.2)
+        t, _, run = house.connect()
+        t.say(audio(1))
+        summary = await run
+        assert summary.error == "idle" and text_of(t.rest()) == "alpha" and t.closed is not None
+        assert t.closed[0] == 1008
+
+    within(10, test)
+
+
+def test_the_longest_session_gets_its_results() -> None:
+    async def test() -> None:
+        house = House(max_session_seconds=0.3)
+        t, _, run = house.connect()
+        t.say(audio(1))
+        assert (await run).error == "limit" and text_of(t.rest()) == "alpha"
+
+    within(10, test)
+
+
+def test_the_ten_seconds_of_deepgram() -> None:
+    """By a clock that runs a hundred times as fast."""
+
+    class Fast:
+        def now(self) -> float:
+            return asyncio.get_running_loop().time() * 100
+
+        async def sleep(self, seconds: float) -> None:
+            await asyncio.sleep(seconds / 100)
+
+    async def test() -> None:
+        house = House()
+        context = Context(house.engine.info, house.limits, SESSION, "s", "", True)
+        t = FakeTransport()
+        session = Session(adapter_for("/v1/listen", RAW, context), t, house.engine, house.limits, clock=Fast())
+        run = asyncio.create_task(session.run())
+        for _ in range(5):
+            t.say('{"type":"KeepAlive"}')
+            await asyncio.sleep(0.05)
+        assert not run.done()
+        await run
+        assert t.closed is not None and t.closed[0] == 1011 and t.closed[1].startswith("NET-0001")
+
+    within(10, test)
+
+
+def test_a_client_that_does_not_read_is_not_read_from_and_can_resume() -> None:
+    async def test() -> None:
+        house = House(max_unread=20)
+        t, _, run = house.connect()
+        t.say(start())
+        ready = await t.until("ready")
+        t.stuck = True
+        t.say(*[audio(1)] * 200)
+        while house.witness.bytes < 10 * 32000:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        assert t.incoming.qsize() > 150, "it reads on, though nobody takes the results"
+        t.drop()
+        summary = await run
+        assert summary.parked
+        t, _, run = house.connect()
+        t.say(start(session=ready["session"], secret=ready["secret"]), EOF)
+        await run
+        position = (await t.until("ready"))["audio_samples"] // 16000
+        assert len(text_of(t.rest()).split()) == position
+
+    within(10, test)
+
+
+def test_sending_that_takes_too_long_is_unread() -> None:
+    async def test() -> None:
+        house = House(send_seconds=0.2)
+        for path, query in (("/v1/stream", ""), ("/vosk", "")):
+            t, _, run = house.connect(path, query)
+            t.stuck = True
+            t.say(audio(1))
+            assert (await run).error == "unread" and t.closed is not None and t.closed[0] == 1008
+
+    within(10, test)
+
+
+def test_one_large_frame_of_many_results_is_not_too_many() -> None:
+    async def test() -> None:
+        house = House(max_unread=10)
+        t, _, run = house.connect()
+        t.stuck = True
+        t.say(audio(30))
+        assert (await run).error == "unread"
+
+    within(10, test)
+
+
+def test_back_pressure_when_the_engine_is_behind() -> None:
+    async def test() -> None:
+        house = House(FakeEngine(stalled=True), engine_seconds=1.0)
+        t, _, run = house.connect()
+        t.say(*[audio(1)] * 50)
+        await asyncio.sleep(0.3)
+        assert t.incoming.qsize() == 49, "after one frame nothing more is read"
+        assert (await run).error == "engine", "and an engine that says nothing has failed"
+
+    within(10, test)
+
+
+def test_an_engine_that_fails_ends_the_session() -> None:
+    async def test() -> None:
+        house = House()
+        for path, query in (("/v1/stream", ""), ("/vosk", ""), ("/v1/listen", RAW)):
+            t, _, run = house.connect(path, query)
+            t.say(audio(1))
+            while not house.engine.sessions:
+                await asyncio.sleep(0.01)
+            house.engine.sessions[0].fail()
+            assert (await run).error == "engine" and t.closed is not None and t.closed[0] == 1011
+
+    within(10, test)
+
+
+def test_a_bug_in_one_session_ends_that_one() -> None:
+    async def test() -> None:
+        house = House()
+        t, session, run = house.connect()
+        t.say(audio(1))
+        while not house.engine.sessions:
+            await asyncio.sleep(0.01)
+
+        def bug(event: Event, now: float) -> Any:
+            raise ZeroDivisionError("oh")
+
+        session.adapter.event = bug  # type: ignore[method-assign]
+        t.say(audio(1))
+        assert (await run).error == "error" and t.closed is not None and t.closed[0] == 1011
+        assert any(x[0] == "crash" for x in house.witness.seen if isinstance(x, tuple))
+        assert not house.engine.sessions
+
+    within(10, test)
+
+
+def test_drain_parks_what_can_be_resumed() -> None:
+    async def test() -> None:
+        house = House()
+        t, session, run = house.connect()
+        t.say(start(), audio(2))
+        ready = await t.until("ready")
+        await t.until("partial")
+        await session.drain()
+        summary = await run
+        assert summary.parked and t.closed is not None and t.closed[0] == 1001
+        assert t.rest()[-1]["code"] == "draining"
+        t, _, run = house.connect()
+        t.say(start(session=ready["session"], secret=ready["secret"]), audio(1), EOF)
+        await run
+        assert text_of(t.rest()) == "alpha bravo charlie"
+
+    within(10, test)
+
+
+@pytest.mark.parametrize(("path", "query"), [("/v1/stream", ""), ("/vosk", ""), ("/v1/listen", RAW)])
+def test_drain_without_parking_gives_the_last_results(path: str, query: str) -> None:
+    async def test() -> None:
+        house = House()
+        t, session, run = house.connect(path, query)
+        t.say(audio(2))
+        while house.witness.bytes == 0:
+            await asyncio.sleep(0.01)
+        await session.drain(park=False)
+        summary = await run
+        assert summary.error == "draining" and t.closed is not None and t.closed[0] == 1001
+        assert summary.words >= 1
+
+    within(10, test)
+
+
+def test_drain_before_anything_was_said() -> None:
+    async def test() -> None:
+        house = House()
+        for path in ("/v1/stream", "/vosk", "/v1/listen"):
+            _, session, run = house.connect(path)
+            await asyncio.sleep(0)
+            await session.drain()
+            assert (await run).close_code == 1001
+
+    within(10, test)
+
+
+def test_a_cancelled_session_gives_its_place_back() -> None:
+    async def test() -> None:
+        house = House()
+        t, _, run = house.connect()
+        t.say(audio(1))
+        while not house.engine.sessions:
+            await asyncio.sleep(0.01)
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+        assert not house.engine.sessions
+
+    within(10, test)
+
+
+def test_warn_lagging_from_outside() -> None:
+    async def test() -> None:
+        house = House()
+        t, session, run = house.connect()
+        t.say(audio(0.1))
+        await t.until("ready")
+        session.warn_lagging(2500.0)
+        session.warn_lagging(2500.0)
+        t.say(EOF)
+        await run
+        assert [m["lag_ms"] for m in t.rest() if m["type"] == "warning"] == [2500]
+
+    within(10, test)
+
+
+def test_fifty_sessions_with_options_of_their_own() -> None:
+    async def test() -> None:
+        house = House(FakeEngine(slots=60))
+        runs = []
+        for i in range(50):
+            rate = (8000, 16000, 44100)[i % 3]
+            t, _, run = house.connect()
+            t.say(start(sample_rate=rate, words=i % 2 == 0, hotwords=[f"word {i}"]), audio(1 + i % 7, rate), EOF)
+            runs.append((i, t, run))
+        for i, t, run in runs:
+            await run
+            said = t.rest()
+            assert said[0]["config"]["hotwords"][0]["text"] == f"word {i}"
+            assert len(text_of(said).split()) == 1 + i % 7 and said[-1]["audio_seconds"] == 1 + i % 7
+            assert all(("words" in m) == (i % 2 == 0) for m in said if m["type"] == "final")
+
+    within(20, test)
+
+
+def test_parked_sessions_as_bytes() -> None:
+    config = {"sample_rate": 8000, "encoding": "alaw", "channels": 1, "channel": None, "partials": True}
+    parked = Parked({"config": config, "kept": []}, 5, b"\0\1")
+    assert unpack(pack(parked)) == parked and unpack(pack(parked)).config.encoding == "alaw"
+    for broken in (b"", b"PS01", pack(parked)[:20], b"XX" + pack(parked)[2:]):
+        with pytest.raises(AsrError):
+            unpack(broken)
+    assert store_key("", "a", "bc") != store_key("", "ab", "c") and "bc" not in store_key("", "a", "bc")
