@@ -32,6 +32,7 @@ TEST_SHARE = 0.02
 CUT_AT_END, CUT_AT_COMMA, CUT_ELSEWHERE = 0.3, 0.06, 0.005  # chance of a segment's end after a word
 FORGET_STEM = 0.03  # words that are shown as unknown ones
 RESTART = 0.1  # of a row's windows begin a text
+WARM_UP = 100  # steps, a tenth of a short training
 FORMS = 2000
 FORM_COUNT = 3  # how often a mixed form must occur
 
@@ -242,7 +243,8 @@ class Trainer:
         o, ahead = self.options, self.network.config.ahead
         at = number * o.window
         for group in self.optimizer.param_groups:
-            group["lr"] = o.rate * min(1.0, (self.step + 1) / 100) * max(0.02, 1 - self.step / self.steps)
+            warm = min(1.0, (self.step + 1) / min(WARM_UP, 1 + self.steps // 10))
+            group["lr"] = o.rate * warm * max(0.02, 1 - self.step / self.steps)
         features = torch.from_numpy(self.features[at : at + o.window].astype(np.int64))
         features[..., 0] *= torch.from_numpy(self.rng.random(features.shape[:2], np.float32) >= FORGET_STEM)
         keep = torch.from_numpy((self.rng.random(o.rows) >= RESTART).astype(np.float32))[None, :, None]
