@@ -161,9 +161,12 @@ class Recognizer:
         """A session's hot words, ready for the search. Raises UsageError that names every unusable one."""
         if not options.hotwords:
             return None
-        if not isinstance(self.search, BeamSearch):
-            raise UsageError("this model has no lexicon search, and so no hot words")
-        return self.search.hot_words(options.hotwords, 1.0 if options.lm else 0.0, self._pronouncer) or None
+        scale = 1.0 if options.lm else 0.0
+        if isinstance(self.search, GreedySearch):
+            raise UsageError("this model has neither a lexicon nor a language model of its own, and so no hot words")
+        if isinstance(self.search, PrefixSearch):
+            return self.search.hot_words(options.hotwords, scale) or None
+        return self.search.hot_words(options.hotwords, scale, self._pronouncer) or None
 
     @cached_property
     def _pronouncer(self) -> Lexicon:

@@ -45,6 +45,9 @@ class HotWords:
     AsrError for a word that has none); ``score``: (ids) -> the weighted language model score of words without context,
     in nats. Of a phrase that is given twice the last boost holds; one of 0 is none. Raises UsageError that names every
     unusable phrase and what is wrong with it.
+
+    ``ids``: of every word of the phrases; ``words``: these in order; ``worth``: (words,) what they score and earn where
+    no phrase has begun, in nats.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class HotWords:
         first = len(words) + 2  # one more than the last stands for the end of a sentence, two more for <unk>
         self._names = {first + i: word for i, word in enumerate(unknown)}
         ids = {word: words[word] if word in words else first + unknown.index(word) for word in used}
+        self.ids: Mapping[str, int] = ids
         self.words = np.array(sorted(ids.values()), dtype=np.int64)
         self._automaton({tuple(ids[w] for w in phrase): boost for phrase, boost in found.items()})
         self.tree = self._tree(ids, spelled, score)
@@ -143,9 +147,9 @@ class HotWords:
         opens = self.edge_keys < 1 << _WORD_BITS
         targets = self.edge_targets[opens]
         at_first[self.edge_keys[opens]] = self.given[targets] + self.banked[targets]
-        worth = score(self.words) + at_first
+        self.worth: Floats = score(self.words) + at_first
         words = np.array([local[place] for place, _ in entries], dtype=np.int32)
-        tree = build(units.reshape(len(entries), longest), words, worth)
+        tree = build(units.reshape(len(entries), longest), words, self.worth)
         return Trie(tree.unit, tree.first_child, tree.children, tree.first_word, tree.word_count,
                     self.words[tree.words].astype(np.int32), tree.ahead, tree.first_below, tree.below,
                     self.words[tree.entries])  # fmt: skip

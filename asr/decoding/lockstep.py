@@ -296,9 +296,9 @@ def first_state(context: int) -> tuple[NDArray[np.int32], Floats, Hashes]:
     return ints, np.array([[0.0, NEVER, 0.0]]), np.zeros(1, dtype=np.uint64)
 
 
-def fits(state: SearchState, units: int, contexts: int) -> bool:
+def fits(state: SearchState, units: int, contexts: int, first: int = FIRST) -> bool:
     """Whether a state can be one of a search with so many units and language model contexts, as far as all searches
-    have that in common."""
+    have that in common. ``first``: the column of the present word's first step."""
     columns, history = state.ints.T, state.history
     before = history.data[:, PREVIOUS]
     right = [
@@ -311,7 +311,7 @@ def fits(state: SearchState, units: int, contexts: int) -> bool:
         bool((history.data[:, DEPTH] == np.where(before >= 0, history.data[before, DEPTH] + 1, 0)).all()),
         bool((history.data[:, BEGINS] <= history.data[:, ENDS]).all()),
         bool(((before < 0) | (history.data[before, ENDS] <= history.data[:, BEGINS])).all()),
-        within(np.concatenate([*columns[[FIRST, LAST]], *history.data[:, [BEGINS, ENDS]].T]), 0, state.steps + 1),
+        within(np.concatenate([*columns[[first, LAST]], *history.data[:, [BEGINS, ENDS]].T]), 0, state.steps + 1),
         all(e.shape[1] == units for e in state.emissions),
         sum(map(len, state.emissions)) <= state.steps,
     ]
@@ -333,8 +333,9 @@ def sum_texts(keys: Hashes, totals: Floats, entries: NDArray[np.int32], count: i
     return [(score, entry) for _, score, entry in sorted(sums.values(), key=lambda s: -s[1])[:count]]
 
 
-def record(beams: Beams, hashes: Hashes, states: Iterable[SearchState]) -> None:
-    """Write what is new (column WORD) into the histories of the streams. ``hashes``: (n,) of all said with it."""
+def record(beams: Beams, hashes: Hashes, states: Iterable[SearchState], first: int = FIRST) -> None:
+    """Write what is new (column WORD) into the histories of the streams. ``hashes``: (n,) of all said with it;
+    ``first``: the column of its first step."""
     ints = beams.ints
     new = (ints[:, WORD] >= 0).nonzero()[0]
     if not len(new):
@@ -345,7 +346,7 @@ def record(beams: Beams, hashes: Hashes, states: Iterable[SearchState]) -> None:
         if begin < stop:
             history, piece = state.history, slice(begin, stop)
             size = history.size
-            history.append(words[piece][:, [HISTORY, WORD, FIRST, LAST]], hashes.take(new[piece]))
+            history.append(words[piece][:, [HISTORY, WORD, first, LAST]], hashes.take(new[piece]))
             ints[new[piece], HISTORY] = np.arange(size, history.size)
     ints[new, WORD] = -1
 

@@ -8,19 +8,22 @@ carries the best unigram score that is still possible, as an expectation; beginn
 ``rare``. So nothing is cut off by a word's end that was not in sight before.
 
 The beginning of a word is known by a hash of its letters (64 bits); known words and their beginnings stand in one
-sorted table of such hashes. The state is a :class:`SearchState` whose history holds units instead of words, and whose
-columns NODE and HOT hold the two halves of that hash. Several spellings of a word in pieces are summed as far as they
-agree in their last piece, and at the end altogether.
+sorted table of such hashes, those of a session's hot words in one of its own: what these earn is expected from their
+first letter on, and given when they end (:mod:`asr.decoding.hot_words`). The state is a :class:`SearchState` whose
+history holds units instead of words, whose columns NODE and HOT hold the two halves of that hash, and FIRST the state
+of the hot phrases. Several spellings of a word in pieces are summed as far as they agree in their last piece, and at
+the end altogether.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from asr.decoding.hot_words import HotWords
+from asr.decoding.hot_words import HotWord, HotWords, Overlay, Spell, stack
 from asr.decoding.hypothesis import Emissions, Hypothesis, SoFar, TimedWord
 from asr.decoding.lockstep import (
     FINAL,
@@ -60,13 +63,23 @@ from asr.decoding.search_state import (
 )
 from asr.errors import ModelError, StateError
 from asr.lm.model import NgramModel
+from asr.text import normalize
 from asr.vocabulary import BLANK, WORD_START, BpeVocabulary, CharacterVocabulary, Vocabulary
 
-LOW, HIGH, NEW = NODE, HOT, WORD  # halves of the hash of a word's beginning; a unit that is not in the history yet
+# Halves of the hash of a word's beginning; a unit that is not in the history yet; the state of the hot words.
+LOW, HIGH, NEW, PHRASE = NODE, HOT, WORD, FIRST
 _LETTER = np.uint64(0x2545F4914F6CDD1D)  # of a polynomial over the letters of a word
 
 
-class PrefixSearch(Lockstep[Rows]):
+@dataclass
+class _Row(Rows):
+    """With the streams' hot words: of all together, and by row."""
+
+    overlay: Overlay | None
+    hot: list[tuple[int, LetterHotWords]]
+
+
+class PrefixSearch(Lockstep[_Row]):
     """``begin / step / best / end`` over the emissions of one head, as :class:`asr.decoding.beam_search.BeamSearch`.
     Immutable; shared by all streams of a recogniser.
 
@@ -92,16 +105,32 @@ class PrefixSearch(Lockstep[Rows]):
         self.vocabulary = vocabulary
         words = language_model.words[3:] if language_model else ()
         self.scorer = Scorer(language_model, words) if language_model else NoScorer(0)
-        self._prefixes = _Prefixes(words, self.scorer.unigrams())
+        self._unigrams = self.scorer.unigrams()
+        self._ids = {word: i for i, word in enumerate(words)}
+        self._prefixes = _Prefixes(words, self._unigrams)
         self._unknown = len(words) + 1  # to the scorer, a word that nobody knows
         self._letters, self._power = _hashes(texts), _LETTER ** np.array([len(t) for t in texts], dtype=np.uint64)
+
+    def hot_words(self, phrases: Iterable[HotWord], lm_scale: float = 1.0) -> LetterHotWords:
+        """Prepare a session's phrases for :meth:`begin`: any words that the units can spell. Raises UsageError that
+        names every unusable phrase."""
+        weight, words = self.config.lm_weight * lm_scale, self.scorer.end_of_sentence
+
+        def score(ids: Ints) -> Floats:
+            known = ids < words
+            place = np.where(known, ids, 0)
+            alone = self._unigrams.take(place) if words else np.zeros(len(ids))
+            return weight * np.where(known, alone, self.scorer.rare)
+
+        return LetterHotWords(phrases, self._ids, lambda word: [self.vocabulary.encode(word)], score, normalize)
 
     # -- one stream --------------------------------------------------------------------------------------------------
 
     def begin(self, hot: HotWords | None = None, lm_scale: float = 1.0) -> SearchState:
-        """State of a new segment. ``hot``: must be None, there are no hot words here; ``lm_scale`` multiplies the
+        """State of a new segment. ``hot``: the session's hot words, of :meth:`hot_words`; ``lm_scale`` multiplies the
         language model's weight (0: none)."""
-        return SearchState(*first_state(self.scorer.begin), lm_scale=lm_scale)
+        ints, scores, hashes = first_state(self.scorer.begin)
+        return SearchState(ints, scores, hashes, hot=hot, lm_scale=lm_scale)
 
     def stable(self, state: SearchState) -> int:
         """How many of the first words will not change any more: all hypotheses share them, and what follows each."""
@@ -129,14 +158,15 @@ class PrefixSearch(Lockstep[Rows]):
         word = self._prefixes.word(self._prefixes.find(part))
         if (top[0, HISTORY] < 0 and not state.committed) or (part[0] and word[0] < 0):
             return False
-        _, context = self._complete(top[:, CONTEXT], part)
+        _, context, _, _ = self._complete(top.T, part, self.about([state]))
         return bool(self.scorer.score(context, np.array([self.scorer.end_of_sentence]))[0][0] >= FINAL)
 
     def check_state(self, state: SearchState, hot: HotWords | None) -> None:
-        """Raise StateError unless ``state`` can be one of this search."""
+        """Raise StateError unless ``state`` can be one of this search with the hot words ``hot``."""
         units = len(self.vocabulary)
         said = np.concatenate([state.history.data[:, NAME], [unit for unit, _, _ in state.committed]])
-        if hot is not None or not fits(state, units, self.scorer.contexts) or not within(said, BLANK + 1, units):
+        phrases = within(state.ints[:, PHRASE], 0, len(hot.given) if hot else 1)
+        if not phrases or not fits(state, units, self.scorer.contexts, LAST) or not within(said, BLANK + 1, units):
             raise StateError("the state is broken or of another model: its search does not fit this one")
 
     def end_nbest(self, state: SearchState, count: int) -> list[Hypothesis]:
@@ -144,11 +174,13 @@ class PrefixSearch(Lockstep[Rows]):
         if not state.steps:
             return [Hypothesis((), 0.0)]
         part = _join(state.ints[:, LOW], state.ints[:, HIGH])
-        log_prob, context = self._complete(state.ints[:, CONTEXT], part)
+        log_prob, context, phrase, gain = self._complete(state.ints.T, part, self.about([state]))
         end = np.full(len(part), self.scorer.end_of_sentence, dtype=np.int64)
         log_prob += self.scorer.score(context, end)[0]
         total = self.totals(state) - state.scores[:, LOOK] + self.config.lm_weight * state.lm_scale * log_prob
         total += np.where(part > 0, self.config.word_score, 0.0)
+        if state.hot:
+            total += gain - state.hot.potential(phrase)
         text = np.where(part > 0, _with_word(state.hashes, part), state.hashes)
         ranked = sum_texts(text, total, state.ints[:, HISTORY], count)
         return [Hypothesis(self._words(state, entry), score + state.offset) for score, entry in ranked]
@@ -178,12 +210,13 @@ class PrefixSearch(Lockstep[Rows]):
 
     # -- one frame ---------------------------------------------------------------------------------------------------
 
-    def about(self, states: list[SearchState]) -> Rows:
+    def about(self, states: list[SearchState]) -> _Row:
         """See :meth:`Lockstep.about`."""
-        return Rows(states, self.weights(states))
+        hot = [(r, s.hot) for r, s in enumerate(states) if s.hot and isinstance(s.hot, LetterHotWords)]
+        return _Row(states, self.weights(states), stack([s.hot for s in states], 0), hot)
 
     def frame(
-        self, beams: Beams, about: Rows, emissions: Floats, now: NDArray[np.int32], skipped: NDArray[np.bool_]
+        self, beams: Beams, about: _Row, emissions: Floats, now: NDArray[np.int32], skipped: NDArray[np.bool_]
     ) -> Beams:
         """See :meth:`Lockstep.frame`."""
         columns = np.ascontiguousarray(beams.ints.T)
@@ -199,19 +232,20 @@ class PrefixSearch(Lockstep[Rows]):
         score = np.where(new_unit == unit.take(parent), old.in_blank.take(parent), total.take(parent))
         score += heard[parent, new_unit] - look.take(parent)
         completes = self._ends.take(new_unit) & (part.take(parent) > 0)
-        log_prob, context = self._completed(columns[CONTEXT], part, parent[completes])
-        word_score = weight.take(row) * log_prob + self.config.word_score
+        log_prob, context, phrase, gain = self._completed(columns, part, parent[completes], about)
+        word_score = weight.take(row) * log_prob + self.config.word_score + gain
         score[completes] += word_score.take(parent[completes])
         carried = np.where(self._ends.take(new_unit), np.uint64(0), part.take(parent))
         new_part = carried * self._power.take(new_unit) + self._letters.take(new_unit)
-        new_look = weight.take(row.take(parent)) * self._expected(new_part)
+        new_look = self._expected(new_part, row.take(parent), about)
         stays, on = (stay > least).nonzero()[0], (score + new_look > least.take(parent)).nonzero()[0]
 
         source, n = np.concatenate([stays, parent.take(on)]), len(stays)
         merged, hashes = columns.take(source, axis=1), beams.hashes.take(source)
         fresh, done = merged[:, n:], completes.take(on)
         fresh[UNIT] = fresh[NEW] = new_unit.take(on)
-        fresh[FIRST] = fresh[LAST] = now.take(fresh[ROW])
+        fresh[LAST] = now.take(fresh[ROW])
+        fresh[PHRASE] = np.where(done, phrase.take(source[n:]), fresh[PHRASE])
         fresh[LOW], fresh[HIGH] = _split(new_part.take(on))
         fresh[CONTEXT] = np.where(done, context.take(source[n:]), fresh[CONTEXT])
         hashes[n:] = np.where(done, _with_word(hashes[n:], part.take(source[n:])), hashes[n:])
@@ -223,27 +257,56 @@ class PrefixSearch(Lockstep[Rows]):
         parts = np.concatenate([part.take(stays), new_part.take(on)])
         return self._prune(merged, scores, whole, hashes, parts, about.states)
 
-    def _expected(self, part: Hashes) -> Floats:
-        """log10 of what the best word that begins so would have alone; 0 where none has begun."""
+    @staticmethod
+    def _sessions(rows: NDArray[np.int32], about: _Row) -> Iterator[tuple[LetterHotWords, slice]]:
+        """The hot words of streams, and where in ``rows``, which ascend, their hypotheses stand."""
+        for r, hot in about.hot:
+            begin, stop = rows.searchsorted([r, r + 1]).tolist()
+            yield hot, slice(begin, stop)
+
+    def _expected(self, part: Hashes, rows: NDArray[np.int32], about: _Row) -> Floats:
+        """What the best word that begins so would have alone, in nats; 0 where none has begun."""
         place = self._prefixes.find(part)
         ahead = np.where(place >= 0, self._prefixes.ahead.take(np.maximum(place, 0)), self.scorer.rare)
-        return np.where(part > 0, ahead, 0.0)
+        look: Floats = about.lm_weight.take(rows) * np.where(part > 0, ahead, 0.0)
+        for hot, here in self._sessions(rows, about):
+            place = hot.beginnings.find(part[here])
+            own = np.where(place >= 0, hot.beginnings.ahead.take(np.maximum(place, 0)), NEVER)
+            look[here] = np.maximum(look[here], own)
+        return look
 
-    def _completed(self, contexts: NDArray[np.int32], part: Hashes, which: Ints) -> tuple[Floats, Ints]:
+    def _completed(
+        self, columns: NDArray[np.int32], part: Hashes, which: Ints, about: _Row
+    ) -> tuple[Floats, Ints, Ints, Floats]:
         """As :meth:`_complete` for the hypotheses of ``which`` (some of them several times); the others get zeros."""
-        log_prob, context = np.zeros(len(part)), np.zeros(len(part), dtype=np.int64)
         wanted = np.zeros(len(part), dtype=bool)
         wanted[which] = True
         at = wanted.nonzero()[0]
-        log_prob[at], context[at] = self._complete(contexts.take(at), part.take(at))
-        return log_prob, context
+        log_prob, gain = np.zeros(len(part)), np.zeros(len(part))
+        context, phrase = np.zeros(len(part), dtype=np.int64), np.zeros(len(part), dtype=np.int64)
+        found = self._complete(columns.take(at, axis=1), part.take(at), about)
+        log_prob[at], context[at], phrase[at], gain[at] = found
+        return log_prob, context, phrase, gain
 
-    def _complete(self, contexts: NDArray[np.int32], part: Hashes) -> tuple[Floats, Ints]:
-        """log10 probability of the words that the beginnings ``part`` would be if they ended here, and the contexts
-        after them; where no word has begun, 0 and the context as it was."""
+    def _complete(
+        self, columns: NDArray[np.int32], part: Hashes, about: _Row
+    ) -> tuple[Floats, Ints, NDArray[np.integer], Floats]:
+        """log10 probability of the words that the beginnings ``part`` of hypotheses (9, n) would be if they ended here,
+        and the contexts after them; the hot words' states then, and what was earned. Where no word has begun, nothing
+        changes."""
+        rows, open_ = columns[ROW], part > 0
         word = self._prefixes.word(self._prefixes.find(part))
-        log_prob, after = self.scorer.score(contexts, np.where(word >= 0, word, self._unknown))
-        return np.where(part > 0, log_prob, 0.0), np.where(part > 0, after, contexts)
+        word = np.where(word >= 0, word, self._unknown)
+        log_prob, after = self.scorer.score(columns[CONTEXT], word)
+        context = np.where(open_, after, columns[CONTEXT])
+        phrase, gain = columns[PHRASE].astype(np.int64), np.zeros(len(part))
+        if about.overlay:
+            for hot, here in self._sessions(rows, about):
+                own = hot.beginnings.word(hot.beginnings.find(part[here]))
+                word[here] = np.where(own >= 0, hot.order.take(np.maximum(own, 0)), word[here])
+            states, earned = about.overlay.advance(rows, columns[PHRASE], word)
+            phrase, gain = np.where(open_, states, phrase), np.where(open_, earned, 0.0)
+        return np.where(open_, log_prob, 0.0), context, phrase, gain
 
     def _prune(
         self,
@@ -258,10 +321,28 @@ class PrefixSearch(Lockstep[Rows]):
         place = part * MIX[2] + (columns[UNIT] + 1).astype(np.uint64) * MIX[1]
         place += columns[ROW].astype(np.uint64) * MIX[3]
         future = place + columns[CONTEXT].astype(np.uint64) * MIX[0]
+        future += columns[PHRASE].astype(np.uint64) * MIX[0] * MIX[1]
         beams = self._select(columns, scores, total, hashes, (hashes * MIX[0] + place, future), states)
         kept = _join(beams.ints[:, LOW], beams.ints[:, HIGH])
-        record(beams, beams.hashes * MIX[0] + kept * MIX[2], states)
+        record(beams, beams.hashes * MIX[0] + kept * MIX[2], states, LAST)
         return beams
+
+
+class LetterHotWords(HotWords):
+    """The phrases of one session, for this search. ``beginnings``: of their words; ``order``: the ids of these."""
+
+    def __init__(
+        self,
+        phrases: Iterable[HotWord],
+        words: Mapping[str, int],
+        spell: Spell,
+        score: Callable[[Ints], Floats],
+        normalize: Callable[[str], str],
+    ) -> None:
+        super().__init__(phrases, words, spell, score, normalize)
+        texts = sorted(self.ids)
+        self.order = np.array([self.ids[text] for text in texts], dtype=np.int64)
+        self.beginnings = _Prefixes(texts, self.worth.take(self.words.searchsorted(self.order)))
 
 
 class _Prefixes:
