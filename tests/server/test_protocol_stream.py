@@ -162,6 +162,8 @@ def test_lagging_is_told_now_and_then() -> None:
     assert messages(a.event(late, 10.0))[0]["lag_ms"] == 2300
     assert a.event(late, 12.0) == []
     assert messages(a.event(late, 15.1))[0]["code"] == "lagging"
+    a.binary(audio(30), 16.0)
+    assert a.event(late, 25.0) == [], "who sends a file at once is late by its own doing"
 
 
 def test_resume_sends_again_what_has_not_come() -> None:
