@@ -86,6 +86,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_eval(add("eval", "measure the error rates of a model", _eval))
     _add_calibrate(add("calibrate", "fit a model's confidences to held-out speech and measure them", _calibrate))
     _add_serve(add("serve", "serve live streams over WebSockets", _serve))
+    add_bench = group(add("bench", "measure speed"))
+    _add_bench_serve(add_bench("serve", "find out how many live streams a server holds", _bench_serve))
     add_lm = group(add("lm", "build and measure language models"))
     _add_lm_build(add_lm("build", "estimate a language model from texts", _lm_build))
     _add_lm_perplexity(add_lm("perplexity", "measure a language model on texts", _lm_perplexity))
@@ -256,6 +258,20 @@ def _serve(args: argparse.Namespace) -> int:
     from server.cli import serve
 
     return serve(args)
+
+
+def _add_bench_serve(parser: argparse.ArgumentParser) -> None:
+    from server.bench_options import add_arguments
+
+    add_arguments(parser)
+
+
+def _bench_serve(args: argparse.Namespace) -> int:
+    import asyncio
+
+    from server.bench import bench
+
+    return asyncio.run(bench(args))
 
 
 # --- asr lm ---------------------------------------------------------------------------------------------------------

@@ -74,7 +74,8 @@ def made_sounds(config: FeatureConfig, count: int, seconds: float = 12.0, seed: 
     """Log-mel frames of ``count`` sounds of ``seconds`` each, at random levels over a soft floor of noise."""
     rng = np.random.default_rng([seed, count])
     time, extract = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE, LogMel(config)
-    frames, index = [], []
+    frames: list[NDArray[np.float16]] = []
+    index: list[tuple[int, int, int, int]] = []
     for number in range(count):
         sound = MAKERS[number % len(MAKERS)](rng, time)
         sound *= 10 ** (rng.uniform(*_LEVELS_DB) / 20) / max(float(np.sqrt(np.mean(sound**2))), 1e-9)
