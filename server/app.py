@@ -55,7 +55,7 @@ class Server:
         self.tokens = Tokens(Path(config.tokens) if config.tokens else None)
         self.seats = seats or Seats(config.max_sessions, config.sessions_per_token, config.slots)
         self.gate = Gate(config, engine, self.tokens, self.seats, self.metrics, static_table())
-        self.sessions: set[Session] = set()
+        self.sessions: dict[Session, SessionMetrics] = {}
         self._tls = tls_context(config)
         self._server: WebSocketServer | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -76,6 +76,7 @@ class Server:
                 **where,
                 ssl=self._tls,
                 process_request=self._request,
+                process_response=self._response,
                 select_subprotocol=select_subprotocol,
                 create_connection=Connection,
                 compression=None,  # audio does not shrink, and it would take 64 KiB a connection
@@ -148,6 +149,11 @@ class Server:
             log("refused", logging.DEBUG, status=decision.status, path=path, client=_client(connection))
         return to_response(decision, head=request.method == "HEAD")
 
+    def _response(self, connection: ServerConnection, request: Request, response: Response) -> None:
+        """The library may still refuse what the gate let in, a handshake without a key, say."""
+        if response.status_code != 101 and isinstance(connection, Connection) and connection.ticket:
+            connection.ticket.release()
+
     async def _serve(self, connection: ServerConnection) -> None:
         assert isinstance(connection, Connection) and connection.ticket is not None
         ticket = connection.ticket
@@ -164,7 +170,7 @@ class Server:
             owner=ticket.owner,
         )
         live = self.metrics.live.labels(ticket.adapter.protocol)
-        self.sessions.add(session)
+        self.sessions[session] = observer
         live.inc()
         log(
             "connected",
@@ -185,7 +191,7 @@ class Server:
             await transport.close(1011, "error: internal error")
         finally:
             live.dec()
-            self.sessions.discard(session)
+            self.sessions.pop(session, None)
             ticket.release()
 
     async def _watch_engine(self) -> None:
@@ -193,11 +199,13 @@ class Server:
         while True:
             try:
                 load = self.engine.load
-                self.metrics.engine(load)
+                lag_ms = self.gate.lag_ms = self.metrics.worst_lag_ms()
+                self.metrics.engine(load, lag_ms)
                 self.seats.busy(bool(self.gate.not_ready()))
-                if load.lag_ms > self.config.limits.lag_warning_ms:
-                    for session in list(self.sessions):
-                        session.warn_lagging(load.lag_ms)
+                if lag_ms > self.config.limits.lag_warning_ms:
+                    for session, observer in list(self.sessions.items()):
+                        if observer.live:
+                            session.warn_lagging(lag_ms)
                 if not self.store.shared:
                     await self.store.ping()
             except AsrError as error:

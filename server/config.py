@@ -41,6 +41,7 @@ class ServerConfig:
     model: str = _option("en", "shipped model or model folder")
     device: str = _option("cpu", "cpu, cuda, cuda:1, ...")
     precision: str = _option("fp16", "of the weights that the network reads: fp16 or fp32")
+    search: str = _option("beam", "beam (with the language model) or greedy (faster)")
     workers: int = _option(1, "server processes that share the port, each with an engine of its own")
     engine_workers: int = _option(1, "engine processes of each server process")
     threads: int = _option(1, "threads of each engine process")
@@ -55,7 +56,7 @@ class ServerConfig:
     store_bytes: int = _option(256_000_000, "most bytes of dropped sessions in memory; the oldest go first")
     drain_seconds: float = _option(30.0, "after SIGTERM, running sessions have so long to finish")
     retry_after_seconds: int = _option(5, "what a refused client is told to wait")
-    refuse_lag_ms: float = _option(3000.0, "new sessions are refused while the engine is behind by more than this")
+    refuse_lag_ms: float = _option(3000.0, "new sessions are refused while those of live clients are later than this")
     ping_seconds: float = _option(20.0, "a ping after so much, and its answer within as much again")
     metrics: bool = _option(True, "answer GET /metrics")
     log_level: str = _option("info", "debug, info, warning or error")
@@ -79,6 +80,11 @@ class ServerConfig:
         scheme = self.session_store.partition("://")[0]
         shown = f"session_store is {mask(self.session_store)!r}: choose memory or redis://HOST:PORT/DB"
         require(self.session_store == "memory" or scheme in ("redis", "rediss"), shown)
+
+    @property
+    def engine_slots(self) -> int:
+        """Sessions that one engine process may hold: its share of the server process's, rounded up."""
+        return -(-self.slots // self.engine_workers)
 
     @property
     def slots(self) -> int:

@@ -47,7 +47,8 @@ class Ticket:
 
 
 class Gate:
-    """Decides about requests. ``draining`` is set when the server goes down."""
+    """Decides about requests. ``draining`` is set when the server goes down, ``lag_ms`` (of live sessions, now) by
+    whoever watches it."""
 
     def __init__(
         self,
@@ -60,7 +61,7 @@ class Gate:
     ) -> None:
         self.config, self.engine, self.tokens, self.seats = config, engine, tokens, seats
         self.metrics, self.files = metrics, files
-        self.draining = False
+        self.draining, self.lag_ms = False, 0.0
         self._origins = {origin.strip().lower() for origin in config.origins.split(",") if origin.strip()}
 
     def decide(self, method: str, target: str, headers: Headers) -> Answer | Ticket:
@@ -74,12 +75,11 @@ class Gate:
 
     def not_ready(self) -> str:
         """Why no session can be opened now; "" if one can."""
-        load = self.engine.load
         if self.draining:
             return "draining"
-        if load.alive < 1:
+        if self.engine.load.alive < 1:
             return "engine"
-        return "lagging" if load.lag_ms > self.config.refuse_lag_ms else ""
+        return "lagging" if self.lag_ms > self.config.refuse_lag_ms else ""
 
     # --- plain HTTP
 
@@ -102,13 +102,13 @@ class Gate:
         return text(404, "there is nothing at this address")
 
     def _ready(self) -> Answer:
-        reason, load = self.not_ready(), self.engine.load
+        reason = self.not_ready()
         state = {
             "ready": not reason,
             "reason": reason,
             "sessions": self.seats.all_taken,
             "max_sessions": self.config.max_sessions,
-            "lag_ms": round(load.lag_ms),
+            "lag_ms": round(self.lag_ms),
         }
         return as_json(503 if reason else 200, state)
 

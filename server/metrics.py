@@ -5,6 +5,8 @@ each process's in a file under ``PROMETHEUS_MULTIPROC_DIR``, which must be set b
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
@@ -19,7 +21,11 @@ from server.session import Observer
 MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 LAG_BUCKETS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
 REFUSALS = ("auth", "full", "token", "lagging", "draining", "engine", "path", "query", "method", "origin")
+AHEAD_SECONDS = 1.0  # clients that send more than they have had time to record are no live ones
 PROTOCOLS = ("stream", "vosk", "deepgram")
+
+
+Clock = Callable[[], float]
 
 
 class Metrics:
@@ -43,9 +49,12 @@ class Metrics:
         self.refused = self._counter("asr_refusals", "Connections refused at the handshake", "reason")
         self.errors = self._counter("asr_errors", "Sessions that ended with an error", "code")
         self.lag = Histogram(
-            "asr_lag_seconds", "Age of the oldest audio of a step, per session and step", buckets=LAG_BUCKETS,
+            "asr_lag_seconds",
+            "Age of the oldest audio of a step, per session and step; pace: live, or ahead (files, by back-pressure)",
+            ("pace",),
+            buckets=LAG_BUCKETS,
             registry=self.registry,
-        )  # fmt: skip
+        )
         self.busy = self._gauge("asr_engine_busy_ratio", "Share of the last second spent computing", "livemax")
         self.engine_lag = self._gauge("asr_engine_lag_seconds", "Worst lag of the last second", "livemax")
         self.alive = self._gauge("asr_engine_workers", "Engine workers alive", "livesum")
@@ -54,6 +63,8 @@ class Metrics:
         self.restarts = self._counter("asr_engine_restarts", "Engine workers started again")
         self.steps = self._counter("asr_engine_steps", "Batched steps of the network")
         self.draining = self._gauge("asr_draining", "Server processes going down", "livesum")
+        self.live_lag_ms = 0.0  # worst of live sessions since it was last asked for
+        self._lags = {pace: self.lag.labels(pace) for pace in ("live", "ahead")}
         self._engine_steps = self._engine_restarts = 0
         for protocol in PROTOCOLS:
             self.live.labels(protocol)
@@ -66,16 +77,28 @@ class Metrics:
     def _gauge(self, name: str, help: str, mode: Any, *labels: str) -> Gauge:
         return Gauge(name, help, labels, registry=self.registry, multiprocess_mode=mode)
 
-    def engine(self, load: Any) -> None:
+    def engine(self, load: Any, lag_ms: float) -> None:
         """Take over an :class:`asr.engine.EngineLoad`; called about once a second."""
         self.busy.set(load.busy)
-        self.engine_lag.set(load.lag_ms / 1000)
+        self.engine_lag.set(lag_ms / 1000)
         self.alive.set(load.alive)
         self.slots.set(load.slots)
         self.taken.set(load.sessions)
         self.steps.inc(max(0, load.steps - self._engine_steps))
         self.restarts.inc(max(0, load.restarts - self._engine_restarts))
         self._engine_steps, self._engine_restarts = load.steps, load.restarts
+
+    def step(self, lag_ms: float, live: bool) -> None:
+        """A session took part in a step of the network."""
+        self._lags["live" if live else "ahead"].observe(lag_ms / 1000)
+        if live:
+            self.live_lag_ms = max(self.live_lag_ms, lag_ms)
+
+    def worst_lag_ms(self) -> float:
+        """Of live sessions since the last call. Audio that was sent faster than it lasts must wait, however fast the
+        engine is, so that of files does not count."""
+        worst, self.live_lag_ms = self.live_lag_ms, 0.0
+        return worst
 
     def text(self) -> bytes:
         """All metrics, in Prometheus's text format; of all server processes."""
@@ -89,9 +112,12 @@ class Metrics:
 class SessionMetrics(Observer):
     """What one session tells: into the metrics and, as lines with its id, into the log."""
 
-    def __init__(self, metrics: Metrics, connection: str, transcripts: bool = False) -> None:
+    def __init__(
+        self, metrics: Metrics, connection: str, transcripts: bool = False, clock: Clock = time.monotonic
+    ) -> None:
         """``connection``: a name of the connection, which is in every line. ``transcripts``: whether texts are, too."""
-        self._metrics, self._transcripts = metrics, transcripts
+        self._metrics, self._transcripts, self._clock = metrics, transcripts, clock
+        self._began, self._audio_s = clock(), 0.0
         self.names: dict[str, Any] = {"connection": connection}
 
     def opened(self, protocol: str, session: str, resumed: bool) -> None:
@@ -102,10 +128,15 @@ class SessionMetrics(Observer):
             self._metrics.resumed.labels(protocol).inc()
         log("session open", **self.names, protocol=protocol, resumed=resumed)
 
+    @property
+    def live(self) -> bool:
+        """Whether its audio comes no faster than it lasts: from a microphone, not from a file."""
+        return self._audio_s <= self._clock() - self._began + AHEAD_SECONDS
+
     def event(self, event: Event) -> None:
         """See :class:`Observer`. What a flush answers is of a copy: those segments are still open."""
         if isinstance(event, Output):
-            self._metrics.lag.observe(event.lag_ms / 1000)
+            self._metrics.step(event.lag_ms, self.live)
             self._segments(tuple(result for result in event.results if isinstance(result, Segment)))
         elif isinstance(event, Finished) or (isinstance(event, Flushed) and event.cut):
             self._segments(event.segments)
@@ -123,6 +154,7 @@ class SessionMetrics(Observer):
         """See :class:`Observer`."""
         self._metrics.received.inc(n_bytes)
         self._metrics.audio.inc(seconds)
+        self._audio_s += seconds
 
     def sent(self, n_bytes: int) -> None:
         """See :class:`Observer`."""

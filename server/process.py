@@ -25,11 +25,12 @@ async def start_engine(config: ServerConfig) -> Any:
     return await Engine.start(
         config.model,
         workers=config.engine_workers,
-        slots=config.slots,
+        slots=config.engine_slots,
         wait_ms=config.wait_ms,
         threads=config.threads,
         device=config.device,
         precision=config.precision,
+        search=config.search,
     )
 
 

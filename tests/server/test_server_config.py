@@ -81,7 +81,7 @@ def test_a_missing_file_is_named() -> None:
 
 
 def test_bad_variables_are_named_and_kubernetes_is_blamed() -> None:
-    with pytest.raises(ConfigError, match="ASR_PORT is .* enableServiceLinks: false"):
+    with pytest.raises(ConfigError, match=r"ASR_PORT is .* enableServiceLinks: false"):
         load_config({}, {"ASR_PORT": "tcp://10.0.0.1:2700"})
     with pytest.raises(ConfigError, match="ASR_METRICS is 'maybe': it must be true or false"):
         load_config({}, {"ASR_METRICS": "maybe"})
