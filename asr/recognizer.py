@@ -355,6 +355,7 @@ class Stream:
         self.partials = partials
         self._resampler = None if sample_rate == SAMPLE_RATE else resampler(sample_rate)
         self._last_partial = "", ""
+        self._seen = -1, -1, -1  # what the last partial was made from: segment, its start, frames of its search
         options = recognizer.options
         self.state = state or StreamState(
             recognizer.folder.fingerprint,
@@ -441,7 +442,7 @@ class Stream:
         self._segment_hot = before.search.hot
         self._hot = self.recognizer.hot_words(before.options)
         self._endpointer = Endpointer(before.segment_options.endpoint)
-        self._last_partial = "", ""
+        self._last_partial, self._seen = ("", ""), (-1, -1, -1)
 
     def _ended_copy(self) -> tuple[list[Result], StreamState]:
         self._check_open()
@@ -543,6 +544,10 @@ class Stream:
     def _partial(self) -> list[Result]:
         """The open segment so far, if that is news: its stable words, and those after them that are likely enough."""
         s, search = self.state, self.recognizer.search
+        seen = s.segment, s.segment_start, s.search.frames
+        if seen == self._seen:  # nothing but blanks since
+            return []
+        self._seen = seen
         found = search.so_far(s.search, SHOWN)
         words = self._words(found.words)[: found.likely]
         texts = [w.text for w in words]

@@ -73,6 +73,7 @@ class GreedySearch:
         for emissions, state in pieces:
             if len(emissions):
                 state.keep(emissions, forget=False)
+                state.frames = state.steps
 
     def stable(self, state: SearchState) -> int:
         """How many of the first words will not change any more: all but the last."""
