@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ from server.protocols import Adapter, WireError
 from server.protocols.actions import Action, Close, Configure, Cut, Feed, Finish, Flush, Note, Open, Resume, Send
 
 ABNORMAL = 1006  # close code of a connection that dropped (RFC 6455, 7.4.1)
+GOING_DOWN = "the server is going down: connect again"
 LOOK_S = 0.5  # the limits are looked at so often, and when an adapter's deadline is due
 WARNING_AHEAD_S = 30.0  # before the longest session ends
 _WAITING_S = 0.5  # less audio than this may wait for more of it, and is no sign of a stalled engine
@@ -147,6 +148,8 @@ class Session:
         self.owner, self.protocol = owner, adapter.protocol
         self._secret = adapter.context.secret
         self._session: Any = None  # asr.engine.EngineSession
+        self._config = SessionConfig()
+        self._state = b""  # of the engine session, once it is parked
         self._frame_bytes = 1.0  # bytes of a second
         self._out: deque[Send | Close] = deque()
         self._news = asyncio.Event()  # something is in _out
@@ -154,7 +157,6 @@ class Session:
         self._less = asyncio.Event()  # not much is
         self._over = asyncio.Event()
         self._end = ""  # closed, dropped, unread, drain
-        self._drain_park = True
         self._reading = False  # it waits for the client, and not the client for it
         self._heard = self._spoke = self._began = self.clock.now()  # last: message, event of the engine
         self._asked = 0  # questions that the engine has not answered
@@ -176,9 +178,9 @@ class Session:
         self._empty.set()
         self._less.set()
         try:
-            self._start("sender", self._send_all())
-            self._start("reader", self._read_all())
-            self._start("timer", self._watch())
+            self._start("sender", self._send_all)
+            self._start("reader", self._read_all)
+            self._start("timer", self._watch)
             await self._over.wait()
             await self._stop("reader", "timer")
             if self._end != "closed":
@@ -187,8 +189,7 @@ class Session:
                 await self._stop("sender")
                 await self._close(ERRORS["unread"].close_code, "unread: results are not read", "unread")
             elif self._end == "drain":
-                self._do(self.adapter.fail("draining", "the server is going down: connect again"))
-                await asyncio.wait([self._tasks["sender"]], timeout=self.limits.send_seconds)
+                await self._say_goodbye()
             elif self._out and isinstance(self._out[0], Close):  # the client was faster with its own
                 self._error = self._out[0].error
         finally:
@@ -210,8 +211,7 @@ class Session:
         if park and self._can_park() and self.adapter.phase == "open":
             self._finish_with("drain")
         else:
-            message = "the server is going down: connect again"
-            self._do(self.adapter.end("draining", message, self.clock.now()))
+            self._do(self.adapter.end("draining", GOING_DOWN, self.clock.now()))
 
     def _summary(self) -> Summary:
         return Summary(
@@ -230,13 +230,13 @@ class Session:
 
     # Tasks.
 
-    def _start(self, name: str, work: Any) -> None:
+    def _start(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
         self._tasks[name] = asyncio.create_task(self._guard(name, work))
 
-    async def _guard(self, name: str, work: Any) -> None:
+    async def _guard(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
         """A task that ends with an error ends the session with it; a bug is told apart in the log."""
         try:
-            await work
+            await work()
         except Dropped:
             self._finish_with("dropped")
         except AsrError as error:
@@ -341,10 +341,10 @@ class Session:
         return self.adapter.opened(session.options, session.samples, self.clock.now())
 
     def _take_in(self, session: Any, config: SessionConfig) -> None:
-        self._session, self._spoke = session, self.clock.now()
+        self._session, self._config, self._spoke = session, config, self.clock.now()
         self._frame_bytes = SampleFormat(config.encoding, config.channels).frame_bytes * config.sample_rate
         self.observer.opened(self.protocol, self.id, self._resumed)
-        self._start("events", self._hear_all())
+        self._start("events", self._hear_all)
 
     # Engine -> client.
 
@@ -456,17 +456,31 @@ class Session:
         except (AsrError, TimeoutError, EOFError) as error:
             self.observer.note("not_parked", error=f"{type(error).__name__}: {error}")
 
+    async def _say_goodbye(self) -> None:
+        """The last of a drained session. If the store has failed, it goes on where it was, for its last results."""
+        now = self.clock.now()
+        if self._state and not self._parked:
+            with contextlib.suppress(AsrError, TimeoutError):
+                async with asyncio.timeout(self.limits.open_seconds):
+                    self._session = await self.engine.open(self._config, self._state)
+                self._parking = False
+                self._start("events", self._hear_all)
+                self._do(self.adapter.end("draining", GOING_DOWN, now))
+        if not self._state or self._parked or self._parking:
+            self._do(self.adapter.fail("draining", GOING_DOWN))
+        await asyncio.wait([self._tasks["sender"]], timeout=self.limits.engine_seconds)
+
     async def _parked_session(self) -> bytes | None:
-        session, state = self._session, b""
+        session = self._session
         if self.adapter.phase == "open":
             self._parking = True
-            state = await session.park()
+            self._state = await session.park()
         await asyncio.wait([self._tasks["events"]], timeout=self.limits.engine_seconds)
         if self._end == "drain":
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.limits.close_seconds):
                     await self._empty.wait()
-        return pack(Parked(self.adapter.save(), session.samples, state)) if self.adapter.resumable else None
+        return pack(Parked(self.adapter.save(), session.samples, self._state)) if self.adapter.resumable else None
 
     def _key(self, session: str | None = None, secret: str | None = None) -> str:
         return store_key(self.owner, session or self.id, secret or self._secret)

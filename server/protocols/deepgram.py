@@ -53,6 +53,7 @@ class DeepgramAdapter(Adapter):
         self._segment = -1  # the last one that SpeechStarted told of
         self._open_words = False  # the open segment has words
         self._last_word: float | None = None  # its end, until UtteranceEnd has told of it
+        self._last_final: float | None = None  # the same, of final words alone
         self._cutting = False
 
     # In.
@@ -188,7 +189,7 @@ class DeepgramAdapter(Adapter):
             self._cutting = False
             return self._finals(event.segments) + self._utterance_end()
         finals = self._finals(event.segments, from_finalize=True)
-        self._open_words = False
+        self._open_words, self._last_word = False, self._last_final
         return finals or [self._nothing()]
 
     def _result(self, result: Partial | Segment) -> list[Action]:
@@ -196,8 +197,7 @@ class DeepgramAdapter(Adapter):
             return self._finals([result])
         actions = self._started(result.segment, result.start) if result.text else []
         self._open_words = bool(result.text)
-        if result.text:
-            self._last_word = result.end
+        self._last_word = result.end if result.text else self._last_final
         if self.query.interim:
             place = (result.start, result.end)
             actions.append(self._results([_alternative(result.text, None, ())], place, False, False, False))
@@ -212,7 +212,7 @@ class DeepgramAdapter(Adapter):
     def _finals(self, segments: Iterable[Segment], from_finalize: bool = False) -> list[Action]:
         actions: list[Action] = []
         for s in segments:
-            self._open_words, self._last_word = False, s.end
+            self._open_words, self._last_word, self._last_final = False, s.end, s.end
             heard: list[Segment | Alternative] = [s, *s.alternatives]
             texts = [_alternative(t.text, t.confidence, t.words) for t in heard]
             actions += self._started(s.index, s.start)
@@ -237,7 +237,7 @@ class DeepgramAdapter(Adapter):
         if self.query.utterance_end_s is None or self._last_word is None:
             return []
         value = {"type": "UtteranceEnd", "channel": CHANNEL, "last_word_end": seconds(self._last_word)}
-        self._last_word = None
+        self._last_word = self._last_final = None
         return [Send(dump(value))]
 
     def _results(

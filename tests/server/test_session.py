@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from fake_engine import FakeEngine
 from house import EOF, RAW, FakeTransport, House, start, text_of, within
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from wire import SESSION, audio
 
 from asr.engine import EngineError, Event, FullError
@@ -412,6 +414,52 @@ def test_drain_without_parking_gives_the_last_results(path: str, query: str) -> 
         summary = await run
         assert summary.error == "draining" and t.closed is not None and t.closed[0] == 1001
         assert summary.words >= 1
+
+    within(10, test)
+
+
+def test_a_drain_whose_store_fails_gives_the_last_results() -> None:
+    async def test() -> None:
+        house = House()
+        house.store.broken = True
+        t, session, run = house.connect()
+        t.say(start(), audio(2))
+        await t.until("partial")
+        await session.drain()
+        summary = await run
+        said = t.rest()
+        assert not summary.parked and summary.error == "draining" and said[-1]["code"] == "draining"
+        assert text_of(said) == "alpha bravo" and not house.engine.sessions
+
+    within(10, test)
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_any_client_ends_and_leaves_nothing(data: st.DataObject) -> None:
+    """Whatever is said, on any path, and however the connection ends."""
+    path = data.draw(st.sampled_from(("/v1/stream", "/vosk", "/v1/listen")))
+    query = data.draw(st.sampled_from(("", RAW))) if path == "/v1/listen" else ""
+    words = (EOF, '{"type":"start"}', '{"type":"flush"}', '{"eof":1}', '{"reset":1}', '{"config":{}}',
+             '{"type":"Finalize"}', '{"type":"CloseStream"}', "{", audio(1), audio(4), b"", b"x",
+             '{"type":"config","hotwords":["§"]}')  # fmt: skip
+    said = data.draw(st.lists(st.sampled_from(words) | st.binary(max_size=5) | st.text(max_size=5), max_size=8))
+    end = data.draw(st.sampled_from(("drop", "drain", "park")))
+
+    async def test() -> None:
+        house = House()
+        t, session, run = house.connect(path, query)
+        t.say(*said)
+        for _ in range(data.draw(st.integers(0, 30))):
+            await asyncio.sleep(0)
+        if end == "drop":
+            t.drop()
+        else:
+            await session.drain(park=end == "park")
+        summary = await run
+        assert not house.engine.sessions and not any(x[0] == "crash" for x in house.witness.seen)
+        assert summary.parked == bool(house.store.values)
+        assert t.closed or end == "drop"
 
     within(10, test)
 
