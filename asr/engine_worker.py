@@ -16,6 +16,7 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ from asr.errors import AsrError, UsageError
 log = logging.getLogger("asr.engine")
 LENGTH = struct.Struct("<I")
 _SPAN_S = 1.0  # of the statistics
+_IDLE = 1e-3  # a share of time that is none
 _BUFFER = 1 << 20
 SEARCHES = ("beam", "greedy")
 
@@ -160,25 +162,44 @@ def _loop(link: socket.socket, scheduler: Any, wait_s: float) -> None:
     """Take commands as they come; step when something is ready, after a short wait for others to join."""
     from asr.engine_events import Finished, Output
 
-    reader = _Reader(link)
-    span_began, busy_before, lag, stats = time.monotonic(), 0.0, 0.0, Stats(0.0, 0, 0.0)
+    reader, statistics = _Reader(link), _Statistics(scheduler)
     while True:
-        for command in reader.commands(None if not scheduler.ready else 0.0):
+        idle = None if statistics.quiet else _SPAN_S
+        for command in reader.commands(0.0 if scheduler.ready else idle):
             _apply(scheduler, command)
         deadline = time.monotonic() + wait_s
         while scheduler.ready and not scheduler.all_ready and (left := deadline - time.monotonic()) > 0:
             for command in reader.commands(left):
                 _apply(scheduler, command)
         answers: list[Answer] = scheduler.step()
-        now = time.monotonic()
-        for _, event in answers:
-            if isinstance(event, (Output, Finished)):
-                lag = max(lag, event.lag_ms)
-        if now - span_began >= _SPAN_S:
-            stats = Stats(lag, scheduler.steps, (scheduler.busy_s - busy_before) / (now - span_began))
-            span_began, busy_before, lag = now, scheduler.busy_s, 0.0
-        if answers:
-            _send(link, (answers, stats))
+        news = statistics.update(event.lag_ms for _, event in answers if isinstance(event, (Output, Finished)))
+        if answers or news:
+            _send(link, (answers, statistics.last))
+
+
+class _Statistics:
+    """Of the last whole second. They are sent with answers, and alone when they change without any."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self.last = Stats(0.0, 0, 0.0)
+        self._scheduler = scheduler
+        self._began, self._busy, self._lag = time.monotonic(), 0.0, 0.0
+
+    @property
+    def quiet(self) -> bool:
+        """Whether there is nothing that time alone would change."""
+        return self.last.lag_ms == self.last.busy == self._lag == 0.0 and self._scheduler.busy_s == self._busy
+
+    def update(self, lags_ms: Iterable[float]) -> bool:
+        """Take note of the lags of a step; whether a second is over."""
+        self._lag = max(self._lag, max(lags_ms, default=0.0))
+        now, busy = time.monotonic(), self._scheduler.busy_s
+        if now - self._began < _SPAN_S:
+            return False
+        before, share = self.last, (busy - self._busy) / (now - self._began)
+        self.last = Stats(self._lag, self._scheduler.steps, share if share > _IDLE else 0.0)
+        self._began, self._busy, self._lag = now, busy, 0.0
+        return self.last != before
 
 
 def _apply(scheduler: Any, command: tuple[Any, ...]) -> None:

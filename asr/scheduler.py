@@ -160,7 +160,7 @@ class Scheduler:
         for session in sessions:
             if not session.waiting or session.id not in self._sessions:
                 self._ready.pop(session.id, None)
-        self.steps += 1
+        self.steps += bool(sessions)
         self.busy_s += time.perf_counter() - started
         answers, self._answers = self._answers, []
         return answers

@@ -236,3 +236,20 @@ async def test_the_event_loop_is_free_while_a_worker_computes(tiny_path: Path) -
         assert isinstance(last, Finished) and last.samples == 600 * 16000
         assert sorted(waits)[int(0.999 * len(waits))] < 0.05
         assert engine.load.steps > 100
+
+
+@timely
+async def test_the_load_is_forgotten_when_nothing_comes(tiny_path: Path) -> None:
+    async with started(tiny_path) as engine:
+        session = await engine.open(SessionConfig())
+        for _ in range(30):
+            session.feed(pcm(babble(0.5, seed=1)))
+            await asyncio.sleep(0.05)
+        while engine.load.lag_ms == 0 or engine.load.busy == 0:
+            await asyncio.sleep(0.05)
+        while engine.load.lag_ms > 0 or engine.load.busy > 0:
+            await asyncio.sleep(0.05)
+        steps = engine.load.steps
+        await asyncio.sleep(1.5)
+        assert engine.load.steps <= steps + 1  # nothing runs that nobody asked for
+        session.close()
