@@ -105,14 +105,18 @@ class Encoded:
         return len(self.marks)
 
 
-def divide(lines: Iterable[str], test: bool, test_share: float = TEST_SHARE, share: float = 1.0) -> Iterator[str]:
-    """The blocks of a text that are held out, or the rest of them (of which a share can be enough)."""
-    for number, line in enumerate(lines):
-        place = zlib.crc32(f"block {number // BLOCK}".encode()) / 2**32
+def divide(
+    lines: Iterable[tuple[int, str]], test: bool, test_share: float = TEST_SHARE, share: float = 1.0
+) -> Iterator[str]:
+    """The blocks of a text that are held out, or the rest of them (of which a share can be enough). Where a line
+    belongs is a matter of its number in the file, also when only some lines of it are given."""
+    for number, line in lines:
+        block, first = divmod(number - 1, BLOCK)
+        place = zlib.crc32(f"block {block}".encode()) / 2**32
         held_out = place < test_share
         if held_out == test and (test or place < test_share + share * (1 - test_share)):
             yield line
-        if number % BLOCK == 0:
+        if first == 0:
             yield ""
 
 

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from asr.errors import LanguageModelError
 from asr.lm.build import TextFile
 from asr.lm.text import read_lines
 from asr.readable.words import CAPITAL, COMMA, ENDS, EXCLAMATION, LOWER, MIXED, NONE, QUESTION, STOP, UPPER
@@ -87,16 +86,15 @@ def label(lines: Iterable[str]) -> Labelled:
     return text
 
 
-def read(spec: str) -> Iterator[str]:
-    """The lines of a text: ``PATH`` or ``PATH:FIRST-LAST``. Raises LanguageModelError when it cannot be read."""
+def read(spec: str) -> Iterator[tuple[int, str]]:
+    """The lines of a text, ``PATH`` or ``PATH:FIRST-LAST``, with their numbers in the file (from 1). Raises
+    LanguageModelError when it cannot be read."""
     file = TextFile.parse(spec)
     for number, line in enumerate(read_lines(file.path), 1):
         if file.last is not None and number > file.last:
             return
         if number >= file.first:
-            yield line
-    if file.last is None and file.first > 1:
-        raise LanguageModelError(f"'{spec}' names no lines")
+            yield number, line
 
 
 def _usable(line: str) -> bool:

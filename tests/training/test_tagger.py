@@ -78,13 +78,15 @@ def test_lines_without_case_or_marks_are_left_out() -> None:
 
 
 def test_held_out_blocks_are_apart_from_the_rest() -> None:
-    text = [str(i) for i in range(100 * BLOCK)]
+    text = [(i, str(i)) for i in range(1, 100 * BLOCK + 1)]
     test = {line for line in divide(text, test=True) if line}
     rest = {line for line in divide(text, test=False) if line}
     part = {line for line in divide(text, test=False, share=0.3) if line}
     assert test
     assert not test & rest
-    assert test | rest == set(text)
+    assert test | rest == {line for _, line in text}
+    some = {line for line in divide(text[10 * BLOCK + 7 :], test=True) if line}
+    assert some < test  # the same lines are held out of a part of the file
     assert part < rest
     assert 0.1 < len(part) / len(rest) < 0.5
 
