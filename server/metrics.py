@@ -21,7 +21,7 @@ from server.session import Observer
 MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 LAG_BUCKETS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
 REFUSALS = ("auth", "full", "token", "lagging", "draining", "engine", "path", "query", "method", "origin")
-AHEAD_SECONDS = 1.0  # clients that send more than they have had time to record are no live ones
+AHEAD_SECONDS = 1.0  # who sends so much more than can have been recorded since is no live client
 PROTOCOLS = ("stream", "vosk", "deepgram")
 
 
@@ -117,7 +117,7 @@ class SessionMetrics(Observer):
     ) -> None:
         """``connection``: a name of the connection, which is in every line. ``transcripts``: whether texts are, too."""
         self._metrics, self._transcripts, self._clock = metrics, transcripts, clock
-        self._began, self._audio_s = clock(), 0.0
+        self._heard_at, self._ahead_s = clock(), 0.0
         self.names: dict[str, Any] = {"connection": connection}
 
     def opened(self, protocol: str, session: str, resumed: bool) -> None:
@@ -131,7 +131,11 @@ class SessionMetrics(Observer):
     @property
     def live(self) -> bool:
         """Whether its audio comes no faster than it lasts: from a microphone, not from a file."""
-        return self._audio_s <= self._clock() - self._began + AHEAD_SECONDS
+        return self._ahead() <= AHEAD_SECONDS
+
+    def _ahead(self) -> float:
+        """Seconds that a microphone would still need for the audio that is here already."""
+        return max(0.0, self._ahead_s - (self._clock() - self._heard_at))
 
     def event(self, event: Event) -> None:
         """See :class:`Observer`. What a flush answers is of a copy: those segments are still open."""
@@ -154,7 +158,7 @@ class SessionMetrics(Observer):
         """See :class:`Observer`."""
         self._metrics.received.inc(n_bytes)
         self._metrics.audio.inc(seconds)
-        self._audio_s += seconds
+        self._ahead_s, self._heard_at = self._ahead() + seconds, self._clock()
 
     def sent(self, n_bytes: int) -> None:
         """See :class:`Observer`."""

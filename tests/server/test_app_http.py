@@ -230,8 +230,13 @@ def test_which_sessions_are_live() -> None:
         now[0] += 0.1
         session.audio(3200, 0.1)
         assert session.live
-    session.audio(320_000, 10.0)  # a file
+    now[0] += 60.0
+    session.audio(320_000, 10.0)  # a file, after a pause
     assert not session.live
+    now[0] += 8.9
+    assert not session.live
+    now[0] += 0.2
+    assert session.live
 
 
 def test_origins(tiny_path: Path) -> None:
