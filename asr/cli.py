@@ -113,6 +113,8 @@ def _add_transcribe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     parser.add_argument("--threads", type=_positive, metavar="N", help="threads per process (with --jobs: 1)")
     parser.add_argument("--jobs", type=_positive, default=1, metavar="N", help="processes that share the files (1)")
+    parser.add_argument("--engine", default="local", metavar="local|ray", help="ray: --jobs are actors of a cluster")
+    parser.add_argument("--ray-address", default="auto", metavar="HOST:PORT", help="of the cluster (default: auto)")
     parser.add_argument("--channel", type=_not_negative, metavar="N", help="use this channel (from 0), not the mix")
     parser.add_argument("--lm", type=Path, metavar="FILE", help="this language model, not the model's own")
     parser.add_argument("--no-lm", action="store_true", help="leave the language model out")
@@ -148,6 +150,8 @@ def _transcribe(args: argparse.Namespace) -> int:
             language_model=args.lm,
             session=from_arguments(args.hotwords, args.endpointing, not args.no_lm, args.alternatives),
             readable=args.readable,
+            engine=args.engine,
+            ray_address=args.ray_address,
         )
     )
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from asr.readable import Formatter
 
 JOINABLE = ("txt", "json", "ctm")  # formats in which the transcripts of several files can follow each other
+ENGINES = ("local", "ray")
 PROBED = 500  # up to so many files are opened beforehand to learn their length, for the progress bar
 
 Load = Callable[..., BatchRecognizer]
@@ -43,7 +44,8 @@ class Options:
     Without ``out_dir`` transcripts go to standard output. ``threads`` is per process; None leaves the choice to the
     recogniser, and is 1 with several ``jobs``. ``channel`` counts from 0; None mixes all channels. ``language_model``:
     a file in place of the model's own. ``session``: options of all streams, see :func:`asr.options.from_arguments`.
-    ``readable``: case, punctuation and digits in the text that is written.
+    ``readable``: case, punctuation and digits in the text that is written. ``engine``: local, or ray for the cluster at
+    ``ray_address``; ``jobs`` are then its actors (1: as many as its free CPUs hold).
     Raises :class:`UsageError` for values that make no sense.
     """
 
@@ -60,6 +62,8 @@ class Options:
     language_model: Path | None = None
     session: Mapping[str, Any] = field(default_factory=dict)
     readable: bool = False
+    engine: str = "local"
+    ray_address: str = "auto"
 
     def __post_init__(self) -> None:
         if not self.files:
@@ -67,6 +71,8 @@ class Options:
         for name in self.formats:
             if name not in FORMATS:
                 raise UsageError(f"unknown format '{name}': choose from {', '.join(FORMATS)}")
+        if self.engine not in ENGINES:
+            raise UsageError(f"unknown engine '{self.engine}': choose from {', '.join(ENGINES)}")
         if self.out_dir is None and len(self.formats) != 1:
             raise UsageError("standard output takes one format: give one, or a folder for the files (-o)")
         if self.out_dir is not None and self.out_dir.exists() and not self.out_dir.is_dir():
@@ -214,7 +220,14 @@ def _transcribe(
             sink.done(index, result)
             on_progress(index, math.inf)
 
-        if min(options.jobs, len(sources)) > 1:
+        if options.engine == "ray":
+            from asr.ray_workers import transcribe_on_ray
+
+            threads, actors = options.threads or 1, options.jobs if options.jobs > 1 else None
+            loader = partial(load, options.model, options.device, threads, **more)
+            session, cluster = options.session, options.ray_address
+            transcribe_on_ray(loader, sources, on_done, on_progress, options.channel, session, cluster, actors, threads)
+        elif min(options.jobs, len(sources)) > 1:
             loader = partial(load, options.model, options.device, options.threads or 1, **more)
             session = options.session
             transcribe_in_processes(loader, sources, options.jobs, on_done, on_progress, options.channel, session)
