@@ -35,7 +35,7 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry, ensure_ascii=True, default=str)
 
 
-def log(event: str, level: int = logging.INFO, error: BaseException | None = None, **fields: Any) -> None:
+def log(event: str, level: int = logging.INFO, error: BaseException | None = None, /, **fields: Any) -> None:
     """Write ``event`` with ``fields``; ``error`` adds its traceback."""
     _logger.log(level, event, extra={"fields": fields}, exc_info=error)
 

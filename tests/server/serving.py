@@ -176,7 +176,7 @@ def listen_text(messages: list[dict[str, Any]]) -> str:
     return " ".join(text for text in texts if text)
 
 
-async def eventually(true: Callable[[], Any], seconds: float = 10.0) -> None:
+async def eventually(true: Callable[[], Any], seconds: float = 30.0) -> None:
     """Wait until ``true()`` holds; a test fails where it does not."""
     async with asyncio.timeout(seconds):
         while not true():
