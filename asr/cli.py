@@ -86,6 +86,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_eval(add("eval", "measure the error rates of a model", _eval))
     _add_calibrate(add("calibrate", "fit a model's confidences to held-out speech and measure them", _calibrate))
     _add_serve(add("serve", "serve live streams over WebSockets", _serve))
+    _add_client(add("mic", "recognise live what a microphone hears", _mic), "mic")
+    _add_client(add("stream", "send a file or a pipe to a server, and print what it hears", _stream), "stream")
     add_bench = group(add("bench", "measure speed"))
     _add_bench_serve(add_bench("serve", "find out how many live streams a server holds", _bench_serve))
     add_lm = group(add("lm", "build and measure language models"))
@@ -262,6 +264,24 @@ def _serve(args: argparse.Namespace) -> int:
     from server.cli import serve
 
     return serve(args)
+
+
+def _add_client(parser: argparse.ArgumentParser, name: str) -> None:
+    from client import cli  # as with the server
+
+    {"mic": cli.add_mic, "stream": cli.add_stream}[name](parser)
+
+
+def _mic(args: argparse.Namespace) -> int:
+    from client.cli import mic
+
+    return mic(args)
+
+
+def _stream(args: argparse.Namespace) -> int:
+    from client.cli import stream
+
+    return stream(args)
 
 
 def _add_bench_serve(parser: argparse.ArgumentParser) -> None:
