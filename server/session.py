@@ -9,120 +9,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
+import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from asr.audio.encoding import SampleFormat
 from asr.engine import Configured, EngineError, Event, Finished, Flushed, FullError, Output, Rejected, SessionConfig
 from asr.errors import ERRORS, AsrError
+from server.edges import Clock, Dropped, Observer, Store, Summary, SystemClock, Transport
 from server.limits import Limits
 from server.parked import Parked, pack, store_key, unpack
 from server.protocols import Adapter, WireError
 from server.protocols.actions import Action, Close, Configure, Cut, Feed, Finish, Flush, Note, Open, Resume, Send
+
+__all__ = ["Clock", "Dropped", "Observer", "Session", "Store", "Summary", "SystemClock", "Transport"]
 
 ABNORMAL = 1006  # close code of a connection that dropped (RFC 6455, 7.4.1)
 GOING_DOWN = "the server is going down: connect again"
 LOOK_S = 0.5  # the limits are looked at so often, and when an adapter's deadline is due
 WARNING_AHEAD_S = 30.0  # before the longest session ends
 _WAITING_S = 0.5  # less audio than this may wait for more of it, and is no sign of a stalled engine
-
-
-class Dropped(Exception):
-    """Raised by a :class:`Transport` when the connection is gone, with or without a closing handshake of the client."""
-
-
-class Transport(Protocol):
-    """One WebSocket connection, whatever carries it. Any call may raise :class:`Dropped`."""
-
-    async def recv(self) -> str | bytes:
-        """The next message whole: text as str, binary as bytes. Cancelling it loses no message."""
-
-    async def send(self, message: str) -> None:
-        """Returns when the message is in the hands of the network; waits while the client does not read."""
-
-    async def close(self, code: int, reason: str) -> None:
-        """Closing handshake. ``reason`` is at most 123 bytes of UTF-8."""
-
-
-class Store(Protocol):
-    """Where dropped sessions wait. Keys are opaque and hold no secret in clear. May raise AsrError (code "store")."""
-
-    async def put(self, key: str, value: bytes, ttl_s: float) -> None:
-        """Keep ``value`` for ``ttl_s`` seconds."""
-
-    async def take(self, key: str) -> bytes | None:
-        """Remove and return: of two takers at once, one gets it. None: never there, expired, or taken."""
-
-
-class Observer:
-    """What happens to sessions, for metrics and logs: does nothing here. Methods must not raise or block."""
-
-    def opened(self, protocol: str, session: str, resumed: bool) -> None:
-        """The engine has taken the session in."""
-
-    def event(self, event: Event) -> None:
-        """The engine said something."""
-
-    def audio(self, n_bytes: int, seconds: float) -> None:
-        """Audio came: bytes given to the engine, and how long they last."""
-
-    def sent(self, n_bytes: int) -> None:
-        """A message has left."""
-
-    def error(self, code: str) -> None:
-        """The session ends with a code of the error table."""
-
-    def closed(self, code: int, reason: str) -> None:
-        """The connection is gone: its close code (1006: it dropped)."""
-
-    def parked(self, n_bytes: int) -> None:
-        """The session waits in the store."""
-
-    def note(self, kind: str, **values: Any) -> None:
-        """Anything else worth a line in the log."""
-
-
-class Clock(Protocol):
-    """Time, injected. :class:`SystemClock` is the real one."""
-
-    def now(self) -> float:
-        """Monotonic seconds."""
-
-    async def sleep(self, seconds: float) -> None:
-        """As asyncio.sleep."""
-
-
-class SystemClock:
-    """The real one."""
-
-    def now(self) -> float:
-        """Monotonic seconds."""
-        return time.monotonic()
-
-    async def sleep(self, seconds: float) -> None:
-        """As asyncio.sleep."""
-        await asyncio.sleep(seconds)
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What became of a connection. ``error``: a code of the error table, "" for none; ``close_code``: 1006 where it
-    dropped; ``parked``: it can be resumed."""
-
-    session: str
-    protocol: str
-    error: str
-    close_code: int
-    audio_s: float
-    segments: int
-    words: int
-    bytes_in: int
-    resumed: bool
-    parked: bool
-    wall_s: float
 
 
 class Session:
@@ -242,7 +149,8 @@ class Session:
         except AsrError as error:
             self._do(self.adapter.fail(error.code, str(error)))
         except Exception as error:  # a bug: this session ends, no other one
-            self.observer.note("crash", task=name, error=f"{type(error).__name__}: {error}")
+            trace = traceback.format_exc(limit=-4)
+            self.observer.note("crash", task=name, error=f"{type(error).__name__}: {error}", trace=trace)
             if name == "sender":
                 self._finish_with("dropped")
             else:
@@ -395,7 +303,7 @@ class Session:
                     return self._finish_with("unread")
                 self._out.popleft()
                 self.adapter.delivered(action.seq)
-                self.observer.sent(len(action.text))
+                self.observer.sent(len(action.text.encode("utf-8", "replace")))
                 if len(self._out) <= self.limits.max_unread // 2:
                     self._less.set()
             self._empty.set()

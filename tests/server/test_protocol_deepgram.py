@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from fake_engine import drive
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from wire import HOSTILE, adapter, audio, check_outcome, closes, messages, objects, talk
 
@@ -231,6 +231,7 @@ VALUES = ("KeepAlive", "Finalize", "CloseStream", "Configure", ["a"], ["§"], [1
 SOUND = (ALIVE, FINALIZE, CLOSE, '{"type":"Configure","keyterms":["x"]}')
 
 
+@settings(max_examples=60)
 @given(
     st.sampled_from(("", RAW, f"{RAW}&utterance_end_ms=1000&interim_results=true")),
     st.lists(objects(KEYS, VALUES) | st.sampled_from(SOUND) | st.sampled_from((audio(1), wav(audio(1)))) | st.binary(),

@@ -14,7 +14,8 @@ from asr import Recognizer
 from asr.errors import ERRORS
 from server.limits import Limits
 from server.protocols import PATHS
-from server.protocols.stream import MESSAGES, SHOWN_LIMITS, Start
+from server.protocols.stream import MESSAGES, SHOWN_LIMITS
+from server.protocols.stream_options import Start
 
 TEXT = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
 EXAMPLES = {m[1]: m[0] for m in re.findall(r"```python\n(# example: (\w+)\n.*?)```", TEXT, re.S)}

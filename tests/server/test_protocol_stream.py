@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from fake_engine import FakeEngine, FakeSession, drive
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from wire import HOSTILE, SESSION, adapter, audio, check_outcome, closes, messages, objects, talk
 
@@ -255,6 +255,7 @@ VALUES = ("start", "config", "flush", "keepalive", "eof", 16000, 8000, "pcm_s16l
 SOUND = (start(), EOF, '{"type":"flush"}', '{"type":"config","lm":"none"}', '{"type":"keepalive"}')
 
 
+@settings(max_examples=60)
 @given(
     st.lists(objects(KEYS, VALUES) | st.sampled_from(SOUND) | st.binary(max_size=9) | st.text(max_size=9), max_size=9)
 )

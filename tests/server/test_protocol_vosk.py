@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from fake_engine import drive
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from wire import HOSTILE, adapter, audio, check_outcome, closes, messages, objects, talk
 
@@ -169,6 +169,7 @@ VALUES = (1, 0, {}, {"sample_rate": 16000}, {"words": False}, {"max_alternatives
 SOUND = (config(sample_rate=16000), config(max_alternatives=2), '{"reset":1}', EOF)
 
 
+@settings(max_examples=60)
 @given(st.lists(objects(KEYS, VALUES) | st.sampled_from(SOUND) | st.binary(max_size=9), max_size=9))
 def test_any_order_of_anything(said: list[str | bytes]) -> None:
     a = adapter(PATH)

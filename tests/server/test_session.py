@@ -265,25 +265,29 @@ def test_the_longest_session_gets_its_results() -> None:
 
 
 def test_the_ten_seconds_of_deepgram() -> None:
-    """By a clock that runs a hundred times as fast."""
+    """By a clock that is set by hand."""
 
-    class Fast:
+    class Hand:
+        time = 0.0
+
         def now(self) -> float:
-            return asyncio.get_running_loop().time() * 100
+            return self.time
 
         async def sleep(self, seconds: float) -> None:
-            await asyncio.sleep(seconds / 100)
+            await asyncio.sleep(0.001)
 
     async def test() -> None:
-        house = House()
+        house, clock, t = House(), Hand(), FakeTransport()
         context = Context(house.engine.info, house.limits, SESSION, "s", "", True)
-        t = FakeTransport()
-        session = Session(adapter_for("/v1/listen", RAW, context), t, house.engine, house.limits, clock=Fast())
+        session = Session(adapter_for("/v1/listen", RAW, context), t, house.engine, house.limits, clock=clock)
         run = asyncio.create_task(session.run())
         for _ in range(5):
+            await asyncio.sleep(0.02)
+            clock.time += 9.0
             t.say('{"type":"KeepAlive"}')
-            await asyncio.sleep(0.05)
-        assert not run.done()
+            await asyncio.sleep(0.02)
+            assert not run.done()
+        clock.time += 10.0
         await run
         assert t.closed is not None and t.closed[0] == 1011 and t.closed[1].startswith("NET-0001")
 
