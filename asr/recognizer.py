@@ -481,7 +481,7 @@ class Stream:
         s = self.state
         s.segment_options, self._segment_hot = s.options, self._hot
         self._endpointer = Endpointer(s.options.endpoint)
-        s.search = self.recognizer.search.begin(self._hot, 1.0 if s.options.lm else 0.0)
+        s.search = self.recognizer.search.begin(self._hot, 1.0 if s.options.lm else 0.0, s.options.alternatives > 0)
         s.endpoint = EndpointState()
 
     def _next_piece(self, emissions: Emissions) -> tuple[Cut, Emissions]:
@@ -512,15 +512,18 @@ class Stream:
         if s.search.steps == 0:
             return []
         options, search, steps = s.segment_options, s.search, s.search.steps
-        count = 1 + options.alternatives
-        final = r.search.end_nbest(search, max(count, HYPOTHESES) if r.confidence else count)
-        best, *others = final[:count]
+        final = r.search.end_nbest(search, HYPOTHESES if r.confidence else 1)
+        best, others = final[0], []
+        if options.alternatives:
+            others = r.search.alternatives(search, 1 + options.alternatives)[1:]
         rest = steps
         if reason == "max_length":
             best, rest = _without_last_word(best, steps, r.search.stable(search))
             others = []
         given = [best, *(o for o in others if o.text)]
-        judged = r.confidence.judge(search, given, final) if r.confidence else [Judged() for _ in given]
+        judged = [Judged()] * len(given)
+        if r.confidence:
+            judged = r.confidence.judge(search, given[:1], final) + r.confidence.judge(search, given[1:], given)
         words, *more = (self._words(h.words, j) for h, j in zip(given, judged, strict=True))
         alternatives = tuple(
             Alternative(o.text, w, j.whole) for o, w, j in zip(given[1:], more, judged[1:], strict=True)

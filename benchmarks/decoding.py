@@ -1,7 +1,7 @@
 """What each part of decoding gives: word error rate and time of one set of emissions under many searches.
 
     OMP_NUM_THREADS=1 python benchmarks/decoding.py --tables dev-clean.tsv dev-commonvoice.tsv [--model en] \\
-        [--limit 60] [--seed 1] [--tune 15] [--repeat 3] [--only NAME ...] [--out table.json]
+        [--limit 60] [--seed 1] [--tune 15] [--repeat 3] [--only NAME ...] [--alternatives 5 10] [--out table.json]
 
 A table is a manifest (`asr eval --help`). `--limit N` takes N utterances of each at random (`--seed`). The network runs
 once; every search then hears the same emissions, an utterance as one segment, 32 utterances at a time (flashlight's
@@ -14,6 +14,9 @@ Prints the share of reference words that the lexicon lacks, then per search the 
 mean, and the real-time factor: processor seconds of the search alone, on one core, per second of audio, the least of
 `--repeat` runs. Other load on the machine slows that down, too (caches, memory): for figures to publish, take a quiet
 machine and `--repeat 3`.
+
+`--alternatives 5 10` prints instead the word error rate of the best text among the 1, 5 and 10 likeliest (the
+reference says which one that is), with the arcs that recombination leaves behind and without them.
 """
 
 from __future__ import annotations
@@ -90,13 +93,14 @@ def main() -> int:
     parser.add_argument("--tune", type=int, default=15, help="other utterances of each table for the letters' weights")
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--only", nargs="+", help="lines whose name contains one of these")
+    parser.add_argument("--alternatives", nargs="+", type=int, help="measure the best of so many texts, nothing else")
     parser.add_argument("--out", type=Path, help="a file for the figures as JSON")
     args = parser.parse_args()
     torch.set_num_threads(1)
     recognizer = Recognizer.load(args.model)
     tables, held_out = [], []
     for name, utterances in read_corpora(args.tables).items():
-        measured, other = draw(utterances, args.limit, args.tune, random.Random(args.seed))
+        measured, other = draw(utterances, args.limit, 0 if args.alternatives else args.tune, random.Random(args.seed))
         tables.append(heard(recognizer, name, measured))
         held_out.append(heard(recognizer, name, other))
     lexicon = recognizer.folder.load_lexicon(with_g2p=False)
@@ -105,6 +109,8 @@ def main() -> int:
         missing = sum(w not in lexicon for w in words)
         print(f"{table.name}: {len(table.references)} utterances, {table.seconds:.0f} s, {len(words)} words, "
               f"{missing} not in the lexicon ({100 * missing / max(1, len(words)):.2f} %)")  # fmt: skip
+    if args.alternatives:
+        return best_of(recognizer, tables, sorted({1, *args.alternatives}))
     print(header([t.name for t in tables]), flush=True)
     figures = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -158,9 +164,9 @@ def lines(recognizer: Recognizer, lexicon: Lexicon, temporary: Path) -> Iterator
         return Cached(lambda c: BeamSearch(vocabularies[head], lexicon, model, c, priors, recombine=recombine), priors)
 
     make = search()
-    yield Line(f"{head}: lexicon, no LM", head, make, config, lm_scale=0.0)
+    yield Line(f"{head}: no language model", head, make, config, lm_scale=0.0)
     alone = replace(config, word_score=-5.0)  # what keeps short words away where no language model does
-    yield Line(f"{head}: lexicon, no LM, tuned", head, make, alone, ("word_score", "prior_weight"), lm_scale=0.0)
+    yield Line(f"{head}: no language model, tuned", head, make, alone, ("word_score", "prior_weight"), lm_scale=0.0)
     yield Line(f"{head}: no priors", head, make, replace(config, prior_weight=0.0))
     yield Line(f"{head}: no priors, tuned", head, make, replace(config, prior_weight=0.0), ("lm_weight", "word_score"))
     yield Line(f"{head}: no recombination", head, search(recombine=False), config)
@@ -260,6 +266,25 @@ def recognise(search: Any, emissions: Sequence[Emissions], lm_scale: float) -> l
         for i, state in zip(batch, states, strict=True):
             found[i] = search.end(state).text.split()
     return found
+
+
+def best_of(recognizer: Recognizer, tables: Sequence[Table], counts: Sequence[int]) -> int:
+    """Print the word error rate of each table if of so many texts the best one could be chosen."""
+    search = recognizer.search
+    for table in tables:
+        for name, remember in (("final hypotheses alone", False), ("with arcs", True)):
+            states = [search.begin(remember=remember) for _ in table.emissions]
+            for i in range(0, len(states), TOGETHER):
+                piece = zip(table.emissions[i : i + TOGETHER], states[i : i + TOGETHER], strict=True)
+                search.step_many([(e[recognizer.head], s) for e, s in piece])
+            found = [[h.text.split() for h in search.alternatives(s, counts[-1])] for s in states]
+            errors = [
+                [metrics.edit_distance(r, w) for w in texts] for r, texts in zip(table.references, found, strict=True)
+            ]
+            words = sum(map(len, table.references))
+            rates = [f"{n}: {100 * sum(min(e[:n]) for e in errors) / words:.1f}" for n in counts]
+            print(f"{table.name:<18} {name:<24} {'  '.join(rates)}", flush=True)
+    return 0
 
 
 def word_error_rate(references: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> float:

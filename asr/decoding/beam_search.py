@@ -16,7 +16,7 @@ hypotheses that disagree with them end.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from asr.decoding.hot_words import HotWord, HotWords, Overlay, stack
 from asr.decoding.hypothesis import Emissions, Hypothesis, SoFar, TimedWord
+from asr.decoding.lattice import paths
 from asr.decoding.lockstep import (
     FINAL,
     MIX,
@@ -143,10 +144,11 @@ class BeamSearch(Lockstep[_Row]):
 
     # -- one stream --------------------------------------------------------------------------------------------------
 
-    def begin(self, hot: HotWords | None = None, lm_scale: float = 1.0) -> SearchState:
+    def begin(self, hot: HotWords | None = None, lm_scale: float = 1.0, remember: bool = False) -> SearchState:
         """State of a new segment. ``hot``: the session's hot words; ``lm_scale`` multiplies the language model's weight
-        (0: none)."""
-        return SearchState(*first_state(self.scorer.begin), hot=hot, lm_scale=lm_scale)
+        (0: none); ``remember`` what recombination leaves behind, for :meth:`alternatives`."""
+        ints, scores, hashes = first_state(self.scorer.begin)
+        return SearchState(ints, scores, hashes, hot=hot, lm_scale=lm_scale, remembers=remember and self._recombine)
 
     def stable(self, state: SearchState) -> int:
         """How many of the first words of :meth:`best` will not change any more: all hypotheses share them."""
@@ -192,6 +194,13 @@ class BeamSearch(Lockstep[_Row]):
 
     def end_nbest(self, state: SearchState, count: int) -> list[Hypothesis]:
         """The ``count`` likeliest different word sequences of the segment, best first (at least one)."""
+        return self._end(state, count, False)
+
+    def alternatives(self, state: SearchState, count: int) -> list[Hypothesis]:
+        """See :meth:`Lockstep.alternatives`."""
+        return self._end(state, count, state.remembers)
+
+    def _end(self, state: SearchState, count: int, with_arcs: bool) -> list[Hypothesis]:
         if not state.steps:
             return [Hypothesis((), 0.0)]
         heard = state
@@ -208,7 +217,17 @@ class BeamSearch(Lockstep[_Row]):
         if state.hot:
             total -= state.hot.potential(ints[:, HOT])
         ranked = sum_texts(state.hashes[whole], total, ints[:, HISTORY], count)
+        if with_arcs:
+            return self._paths(state, ranked, count)
         return [Hypothesis(self._words(state, entry), score + state.offset) for score, entry in ranked]
+
+    def _paths(self, state: SearchState, ranked: list[tuple[float, int]], count: int) -> list[Hypothesis]:
+        """The likeliest texts of final hypotheses and of what recombination left behind."""
+        state.settled()
+        return [
+            Hypothesis(self._named(state, [*state.committed, *words]), score + state.offset)
+            for score, words in paths(state.history, state.arcs, ranked, count)
+        ]
 
     def _with_space(self, state: SearchState) -> SearchState:
         """One more step, at which the last word may end."""
@@ -223,7 +242,10 @@ class BeamSearch(Lockstep[_Row]):
 
     def _timed(self, state: SearchState, chain: list[int]) -> tuple[TimedWord, ...]:
         """What was committed and the words of a chain of the history."""
-        said = [*state.committed, *state.history.data[chain, NAME : ENDS + 1].tolist()]
+        return self._named(state, [*state.committed, *state.history.data[chain, NAME : ENDS + 1].tolist()])
+
+    def _named(self, state: SearchState, said: Iterable[Sequence[int]]) -> tuple[TimedWord, ...]:
+        """Words of (number, first step, last step)."""
         return tuple(TimedWord(self._name(state, w), first, last) for w, first, last in said)
 
     def _name(self, state: SearchState, word: int) -> str:

@@ -59,7 +59,7 @@ class GreedySearch:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
 
-    def begin(self, hot: HotWords | None = None, lm_scale: float = 1.0) -> SearchState:
+    def begin(self, hot: HotWords | None = None, lm_scale: float = 1.0, remember: bool = False) -> SearchState:
         """State of a new segment; there is nothing that hot words or a language model could change."""
         return SearchState.empty()
 
@@ -90,6 +90,10 @@ class GreedySearch:
 
     def end_nbest(self, state: SearchState, count: int) -> list[Hypothesis]:
         """The best path has no alternatives."""
+        return [self.end(state)]
+
+    def alternatives(self, state: SearchState, count: int) -> list[Hypothesis]:
+        """There are none."""
         return [self.end(state)]
 
     def check_state(self, state: SearchState, hot: HotWords | None) -> None:

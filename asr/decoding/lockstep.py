@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Generic, TypeVar
 
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asr.decoding.hypothesis import Emissions, Hypothesis, SoFar, TimedWord
+from asr.decoding.lattice import NEAR, settle
 from asr.decoding.search_config import SearchConfig
 from asr.decoding.search_state import (
     BEGINS,
@@ -34,6 +35,8 @@ from asr.decoding.search_state import (
     ROW,
     UNIT,
     WORD,
+    Arcs,
+    Block,
     SearchState,
 )
 from asr.model_config import STEP_MS
@@ -122,6 +125,11 @@ class Lockstep(ABC, Generic[About]):
     @abstractmethod
     def end_nbest(self, state: SearchState, count: int) -> list[Hypothesis]:
         """The ``count`` likeliest different word sequences of the segment, best first (at least one)."""
+
+    def alternatives(self, state: SearchState, count: int) -> list[Hypothesis]:
+        """As :meth:`end_nbest`, of more variety where the search keeps what recombination leaves behind: see
+        :mod:`asr.decoding.lattice`. The best one is the same."""
+        return self.end_nbest(state, count)
 
     @abstractmethod
     def _words(self, state: SearchState, entry: int) -> tuple[TimedWord, ...]:
@@ -254,6 +262,7 @@ class Lockstep(ABC, Generic[About]):
         ``columns``: (9, n), ``scores``: (3, n), ``total``: (n,) of all alignments, ``hashes``: (n,); ``keys``: (n,) of
         what a hypothesis is, and (n,) of its future.
         """
+        lost = None
         order, starts = _groups(keys[0])
         alive = np.arange(len(total))
         if len(starts) < len(order):
@@ -261,11 +270,16 @@ class Lockstep(ABC, Generic[About]):
         if self._recombine:
             order, starts = _groups(keys[1].take(alive))
             if len(starts) < len(order):
-                alive = alive.take(_best_of_groups(total.take(alive), order, starts))
+                best = _best_of_groups(total.take(alive), order, starts)
+                if any(state.remembers for state in states):
+                    lost = _lost(columns[WORD], alive, best, order, starts)
+                alive = alive.take(best)
         alive.sort()
-        row, total = columns[ROW].take(alive), total.take(alive)
+        whole, row, total = total, columns[ROW].take(alive), total.take(alive)
         top = np.full(len(states), NEVER)
         np.maximum.at(top, row, total)
+        if lost is not None:
+            _remember(lost, columns, whole, hashes, top, states)
         behind = top.take(row) - total
         near = (behind <= self.config.threshold).nonzero()[0]
         near = near.take(self._ranking(row.take(near), behind.take(near)).argsort())
@@ -387,13 +401,31 @@ def _commit(beams: Beams, state: SearchState, r: int, now: int) -> Beams:
         there = history.at_depth(entries, len(old) - 1)
         keep = (there >= 0) & (history.hashes[there] == history.hashes[old[-1]])
         state.committed.extend(tuple(row) for row in history.data[old, 1 : ENDS + 1].tolist())
-    state.history, renamed = history.compact(entries[keep], len(old) - 1)
+    arcs = _living(state, entries[keep], old)
+    alive = len(arcs.entries)
+    state.history, renamed = history.compact(np.concatenate([arcs.entries, entries[keep]]), len(old) - 1)
+    state.arcs, renamed = replace(arcs, entries=renamed[:alive]), renamed[alive:]
     survivors = np.ones(len(beams.ints), dtype=bool)
     survivors[begin:stop] = keep
     ints = beams.ints[survivors]
     ints[begin : begin + len(renamed), HISTORY] = renamed
     starts = starts - np.where(np.arange(len(starts)) > r, int((~keep).sum()), 0)
     return Beams(ints, beams.scores[survivors], beams.hashes[survivors], starts)
+
+
+def _living(state: SearchState, entries: NDArray[np.int32], old: Sequence[int]) -> Arcs:
+    """The arcs that hypotheses with ``entries`` may still use once the words ``old`` are committed."""
+    if not state.remembers:
+        return state.arcs
+    history = state.history
+    texts = history.hashes[history.needed(entries, len(old) - 1)]
+    arcs, state.lost = settle(history, state.arcs, state.lost, texts), []
+    if not old:
+        return arcs
+    there = history.at_depth(arcs.entries, len(old) - 1)
+    living = (there >= 0) & (history.hashes[there] == history.hashes[old[-1]])
+    living &= history.data[arcs.entries, DEPTH] >= len(old)
+    return arcs.take(living.nonzero()[0])
 
 
 def _groups(keys: Hashes) -> tuple[Ints, Ints]:
@@ -403,6 +435,41 @@ def _groups(keys: Hashes) -> tuple[Ints, Ints]:
     fresh = np.ones(len(order), dtype=bool)
     np.not_equal(ordered[1:], ordered[:-1], out=fresh[1:])
     return order, fresh.nonzero()[0]
+
+
+def _lost(words: NDArray[np.int32], alive: Ints, best: Ints, order: Ints, starts: Ints) -> tuple[Ints, Ints]:
+    """Hypotheses that give way to the ``best`` of their group although they have just completed a word, and these."""
+    better = best.repeat(_sizes(starts, len(order)))
+    fresh = words.take(alive).take(order) >= 0
+    fresh &= order != better
+    which = fresh.nonzero()[0]
+    return alive.take(order.take(which)), alive.take(better.take(which))
+
+
+def _remember(
+    lost: tuple[Ints, Ints],
+    columns: NDArray[np.int32],
+    total: Floats,
+    hashes: Hashes,
+    top: Floats,
+    states: Sequence[SearchState],
+) -> None:
+    """Note those of :func:`_lost` that are near the best of their stream: see :mod:`asr.decoding.lattice`."""
+    loser, winner = lost
+    row = columns[ROW].take(loser)
+    near = (total.take(loser) > top.take(row) - NEAR).nonzero()[0]
+    if not len(near):
+        return
+    loser, winner, row = loser.take(near), winner.take(near), row.take(near)
+    order = ((row.astype(np.int64) << 32) | loser).argsort()
+    loser, winner, row = loser.take(order), winner.take(order), row.take(order)
+    words = columns[[HISTORY, WORD, FIRST, LAST]].take(loser, axis=1).T
+    keys = hashes.take(np.stack([winner, loser], axis=1))
+    behind = total.take(loser) - total.take(winner)
+    edges = [0, *((row[1:] != row[:-1]).nonzero()[0] + 1).tolist(), len(row)]
+    for r, begin, stop in zip(row.take(edges[:-1]).tolist(), edges, edges[1:], strict=False):
+        if states[r].remembers:
+            states[r].lost.append(Block(words[begin:stop], keys[begin:stop], behind[begin:stop]))
 
 
 def _sizes(starts: Ints, stop: int) -> Ints:

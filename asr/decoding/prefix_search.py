@@ -126,9 +126,9 @@ class PrefixSearch(Lockstep[_Row]):
 
     # -- one stream --------------------------------------------------------------------------------------------------
 
-    def begin(self, hot: HotWords | None = None, lm_scale: float = 1.0) -> SearchState:
+    def begin(self, hot: HotWords | None = None, lm_scale: float = 1.0, remember: bool = False) -> SearchState:
         """State of a new segment. ``hot``: the session's hot words, of :meth:`hot_words`; ``lm_scale`` multiplies the
-        language model's weight (0: none)."""
+        language model's weight (0: none); nothing is remembered of what recombination leaves behind."""
         ints, scores, hashes = first_state(self.scorer.begin)
         return SearchState(ints, scores, hashes, hot=hot, lm_scale=lm_scale)
 

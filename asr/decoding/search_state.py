@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,8 +108,8 @@ class History:
                 return np.where((entries >= 0) & (self._data[entries, DEPTH] == depth), entries, -1).astype(np.int32)
             entries[deeper] = self._data[entries[deeper], PREVIOUS]
 
-    def compact(self, entries: NDArray[np.int32], base: int) -> tuple[History, NDArray[np.int32]]:
-        """A history of what ``entries`` need, without words of depth up to ``base``; and the entries' new numbers."""
+    def needed(self, entries: NDArray[np.int32], base: int) -> NDArray[np.bool_]:
+        """(size,) whether a word is among what ``entries`` need, without words of depth up to ``base``."""
         needed = np.zeros(self.size, dtype=bool)
         front = np.unique(entries[entries >= 0])
         while len(front):
@@ -117,6 +117,11 @@ class History:
             needed[front] = True
             front = np.unique(self._data[front, PREVIOUS])
             front = front[front >= 0]
+        return needed
+
+    def compact(self, entries: NDArray[np.int32], base: int) -> tuple[History, NDArray[np.int32]]:
+        """A history of what ``entries`` need, without words of depth up to ``base``; and the entries' new numbers."""
+        needed = self.needed(entries, base)
         kept = np.flatnonzero(needed)
         number = np.full(self.size + 1, -1, dtype=np.int32)  # the last one is for -1
         number[kept] = np.arange(len(kept))
@@ -135,6 +140,32 @@ class History:
         return self.data.nbytes + self.hashes.nbytes
 
 
+class Block(NamedTuple):
+    """Hypotheses that were left behind in one frame. ``words``: (n, 4) as :meth:`History.append` takes them; ``keys``:
+    (n, 2) hashes of the better text and of this one; ``behind``: (n,) difference of the scores, at most 0."""
+
+    words: NDArray[np.int32]
+    keys: NDArray[np.uint64]
+    behind: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Arcs:
+    """``texts``: (n,) hashes of the better texts; ``entries``: (n,) of the history, what could have been said instead;
+    ``behind``: (n,) nats, at most 0."""
+
+    texts: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
+    entries: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    behind: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0, np.float64))
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, which: NDArray[np.integer]) -> Arcs:
+        """Some of them."""
+        return Arcs(self.texts.take(which), self.entries.take(which), self.behind.take(which))
+
+
 @dataclass
 class SearchState:
     """A stream's search within a segment.
@@ -143,6 +174,8 @@ class SearchState:
     ``emissions``: what was fed since the segment began, ``steps`` of them. ``frames``: how many of them moved the
     beams. ``skipped``: whether blanks were passed over since the last that did. ``offset``: what was taken from all
     scores to keep them small. ``committed``: words that all hypotheses share and the history has forgotten.
+    ``remembers``: whether what recombination leaves behind is kept; ``arcs``: this, and those ``lost`` that are not
+    among them yet.
     """
 
     ints: NDArray[np.int32]
@@ -157,6 +190,9 @@ class SearchState:
     committed: list[tuple[int, int, int]] = field(default_factory=list)
     hot: HotWords | None = None
     lm_scale: float = 1.0
+    remembers: bool = False
+    arcs: Arcs = field(default_factory=Arcs)
+    lost: list[Block] = field(default_factory=list)
 
     @staticmethod
     def empty() -> SearchState:
@@ -175,24 +211,30 @@ class SearchState:
     def nbytes(self) -> int:
         """Size in bytes."""
         held = sum(e.nbytes for e in self.emissions)
+        held += sum(b.words.nbytes + b.keys.nbytes + b.behind.nbytes for b in self.lost)
+        held += self.arcs.texts.nbytes + self.arcs.entries.nbytes + self.arcs.behind.nbytes
         return self.ints.nbytes + self.scores.nbytes + self.hashes.nbytes + self.history.nbytes + held
 
     def to_bytes(self) -> bytes:
         """Serialise, without the hot words; :meth:`from_bytes` is the inverse."""
         from safetensors.numpy import save
 
-        history, entries = self.history.compact(self.ints[:, HISTORY], -1)
+        arcs = self.settled().arcs
+        history, entries = self.history.compact(np.concatenate([arcs.entries, self.ints[:, HISTORY]]), -1)
         ints = self.ints.copy()
-        ints[:, HISTORY] = entries
+        ints[:, HISTORY] = entries[len(arcs) :]
         arrays = {
             "ints": ints,
             "scores": self.scores,
             "hashes": self.hashes.view(np.int64),
             "history": history.data,
             "history_hashes": history.hashes.view(np.int64),
+            "arc_texts": arcs.texts.view(np.int64),
+            "arc_entries": entries[: len(arcs)],
+            "arcs_behind": arcs.behind,
             "committed": np.array(self.committed, dtype=np.int32).reshape(-1, 3),
             "emissions": np.concatenate(self.emissions) if self.emissions else np.zeros((0, 0), np.float32),
-            "counts": np.array([self.steps, self.frames, self.skipped], dtype=np.int64),
+            "counts": np.array([self.steps, self.frames, self.skipped, self.remembers], dtype=np.int64),
             "numbers": np.array([self.offset, self.lm_scale]),
         }
         return save({name: np.ascontiguousarray(a) for name, a in arrays.items()})
@@ -219,11 +261,17 @@ class SearchState:
             )
             emissions = _shaped(a["emissions"], np.float32, (-1, a["emissions"].shape[1]))
             state.emissions = [emissions] if len(emissions) else []
-            steps, frames, skipped = _shaped(a["counts"], np.int64, (3,)).tolist()
-            state.steps, state.frames, state.skipped = steps, frames, bool(skipped)
+            steps, frames, skipped, remembers = _shaped(a["counts"], np.int64, (4,)).tolist()
+            state.steps, state.frames, state.skipped, state.remembers = steps, frames, bool(skipped), bool(remembers)
             state.offset, state.lm_scale = _shaped(a["numbers"], np.float64, (2,)).tolist()
             committed = _shaped(a["committed"], np.int32, (-1, 3))
             state.committed = [(w, first, last) for w, first, last in committed.tolist()]
+            entries = _shaped(a["arc_entries"], np.int32, (-1,))
+            state.arcs = Arcs(
+                _shaped(a["arc_texts"], np.int64, (len(entries),)).view(np.uint64),
+                entries,
+                _shaped(a["arcs_behind"], np.float64, (len(entries),)),
+            )
         except (SafetensorError, KeyError, IndexError) as error:
             raise ValueError(f"the search cannot be read: {error}") from None
         finite = np.isfinite(state.emissions[0]).all() if state.emissions else True
@@ -236,9 +284,21 @@ class SearchState:
         previous = state.history.data[:, PREVIOUS]
         if not ((previous >= -1) & (previous < np.arange(len(previous)))).all():
             raise ValueError("the search holds words that do not follow each other")
+        arcs = state.arcs
+        known = (arcs.entries >= 0) & (arcs.entries < len(previous))
+        if not (known & (arcs.behind <= 0) & (arcs.behind > -MOST_NATS)).all():
+            raise ValueError("the search holds alternatives that cannot be")
         if state.committed and committed[:, 1:].max() > steps:
             raise ValueError("the search holds words from beyond its end")
         return state
+
+    def settled(self) -> SearchState:
+        """This state, with what was ``lost`` among its arcs."""
+        if self.lost:
+            from asr.decoding.lattice import settle
+
+            self.arcs, self.lost = settle(self.history, self.arcs, self.lost), []
+        return self
 
     def clone(self) -> SearchState:
         """A copy that shares nothing that changes."""
@@ -247,6 +307,7 @@ class SearchState:
             history=self.history.copy(),
             emissions=list(self.emissions),
             committed=list(self.committed),
+            lost=list(self.lost),
         )
 
     def array(self, units: int) -> Emissions:
