@@ -38,6 +38,7 @@ MOST_UNREAD = 10_000  # final results and notices that wait to be read
 PIECE_S = 0.5  # of audio that enters the buffer at once
 FIRST_DELAY_S, MOST_DELAY_S = 0.2, 5.0  # between attempts to connect
 MOST_RETRY_AFTER_S = 30.0
+TOLD_S = 5.0  # of lost audio are told at once, less of it when the connection stands again
 FRUITLESS = 5  # new sessions in a row that end before they have heard anything
 
 Result = Partial | Segment | Notice
@@ -113,6 +114,7 @@ class Stream:
         self._wake = asyncio.Event()  # something may be sent
         self._news = asyncio.Event()  # something may be read, or there is room
         self._task: asyncio.Task[None] | None = None
+        self._loss: Notice | None = None  # not told yet
         self._limit: asyncio.Timeout | None = None  # of the wait for the server's next message
         self._fruitless = 0
         self._furthest = 0  # that any session has decoded
@@ -304,14 +306,14 @@ class Stream:
         self._news.set()
 
     def _report_loss(self, seconds: float, why: str) -> None:
+        """What is lost bit by bit is told together; an empty ``why`` tells what is left."""
         if seconds > 0:
             at = self._up.seconds(self._up.gaps[-1][1]) - seconds
-            last = self._results[-1] if self._results else None
-            if isinstance(last, Notice) and last.kind == "lost":  # one notice for what is lost bit by bit
-                seconds, at = seconds + last.seconds, min(at, last.at)
-                self._results.pop()
-                self._unread -= 1
-            self._put(Notice("lost", f"{seconds:.1f} s of audio are lost: {why}", seconds, at))
+            before, at = (self._loss.seconds, self._loss.at) if self._loss else (0.0, at)
+            self._loss = Notice("lost", f"{before + seconds:.1f} s of audio are lost: {why}", before + seconds, at)
+        if self._loss is not None and (not why or self._loss.seconds >= TOLD_S):
+            loss, self._loss = self._loss, None
+            self._put(loss)
 
     # --- connections
 
@@ -367,6 +369,7 @@ class Stream:
             return error if isinstance(error, AsrError) else unreachable(self.settings, error)
         lost = self._up.give_up()
         self._report_loss(lost, "the connection is gone")
+        self._report_loss(0, "")
         if isinstance(error, ServerError):
             return error
         why = f"{error}" if isinstance(error, ConnectError) else "the connection broke"
@@ -412,6 +415,7 @@ class Stream:
             kind = "resumed" if ready.resumed else "restarted"
             self._put(Notice(kind, _NEWS[kind], at=self._up.seconds(self._up.cursor)))
             self._report_loss(lost, "the server has forgotten the session")
+            self._report_loss(0, "")
         self.ready, self._broken_at = ready, None
         for _, found in self._flushes.values():
             found.clear()
@@ -515,6 +519,7 @@ class Stream:
             self._warning(message)
         elif kind == "done":
             self._up.done()
+            self._report_loss(0, "")
             self.done = messages.done(message)
 
     def _final(self, segment: Segment) -> None:

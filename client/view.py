@@ -165,16 +165,17 @@ class Live:
         from rich.text import Text
 
         width = max(1, self.console.width)
-        words = Text(no_wrap=False, overflow="fold")
+        words = Text()
         if self._partial is not None:
-            stable, unstable = _tail(self._partial, width * MOST_LINES - 1)
+            stable, unstable = _tail(self._partial, width * MOST_LINES)
             words.append(stable, style="bold")
             if unstable:
                 words.append(" " if stable else "")
                 words.append(unstable, style="dim")
-        words.append("\n" if words else "")
-        words.append_text(self._status(width))
-        return words
+        rows = words.wrap(self.console, width, overflow="fold")[-MOST_LINES:] if words else []
+        for row in rows:
+            row.rstrip()
+        return Text("\n", no_wrap=True, overflow="crop").join([*rows, self._status(width)])
 
     def _status(self, width: int) -> Any:
         from rich.text import Text
