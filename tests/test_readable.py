@@ -402,7 +402,10 @@ def shipped() -> Formatter:
         ("where do you live", "Where do you live?"),
         ("my name is tom and i work in new york", "My name is Tom and I work in New York."),
         ("she said that i'm late", "She said that I'm late."),
-        ("in twenty twenty six the president visited france", "In 2026, the president visited France."),
+        (
+            "thank you for joining us today it's great to have you",
+            "Thank you for joining us today. It's great to have you.",
+        ),
         ("it costs five dollars and ten cents", "It costs $5.10."),
     ],
 )
