@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from asr.decoding.guess import EXPECTED, next_word
 from asr.decoding.hot_words import HotWord, HotWords, Overlay, stack
 from asr.decoding.hypothesis import Emissions, Hypothesis, SoFar, TimedWord
 from asr.decoding.lattice import paths
@@ -190,7 +191,13 @@ class BeamSearch(Lockstep[_Row]):
             if weight[agree].sum() >= share * weight.sum():
                 break
             count -= 1
-        return SoFar(self._timed(state, chain), len(state.committed) + count, self.stable(state))
+        words, guessed = self._timed(state, chain[:count]), None
+        if count == len(chain) or count == len(chain) - 1:
+            last = chain[count - 1] if count else -1
+            guessed = next_word(self, state, weight, last, max(share, EXPECTED))
+        if guessed is not None:
+            words += (TimedWord(self._name(state, guessed[0]), *guessed[1:]),)
+        return SoFar(words, len(words), self.stable(state))
 
     def end_nbest(self, state: SearchState, count: int) -> list[Hypothesis]:
         """The ``count`` likeliest different word sequences of the segment, best first (at least one)."""

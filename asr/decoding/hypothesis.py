@@ -22,9 +22,8 @@ class TimedWord:
 
 @dataclass(frozen=True)
 class SoFar:
-    """What a search says before its segment ends: the ``words`` of its best hypothesis, how many of the first of them
-    are ``likely`` enough to be shown, and how many are ``stable``: all hypotheses have them, so they will not
-    change."""
+    """What a search says before its segment ends: ``words``, how many of the first of them are ``likely`` enough to be
+    shown, and how many are ``stable``: all hypotheses have them, so they will not change."""
 
     words: tuple[TimedWord, ...]
     likely: int
