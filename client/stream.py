@@ -114,6 +114,7 @@ class Stream:
         self._wake = asyncio.Event()  # something may be sent
         self._news = asyncio.Event()  # something may be read, or there is room
         self._task: asyncio.Task[None] | None = None
+        self._held: Segment | None = None  # final of a session that the server ended
         self._loss: Notice | None = None  # not told yet
         self._limit: asyncio.Timeout | None = None  # of the wait for the server's next message
         self._fruitless = 0
@@ -297,6 +298,8 @@ class Stream:
 
     def _end(self, error: AsrError | None) -> None:
         self._error = self._error or error
+        if not self._over:
+            self._release()
         self._over = True
         futures: list[asyncio.Future[Any]] = [f for f, _ in self._flushes.values()]
         for waiting in [*futures, *self._changes.values()]:
@@ -329,8 +332,7 @@ class Stream:
                     if self._broken_at is None:
                         delays = _delays()
                     wait = self._after(error, delays)
-                self._put(Notice("disconnected", "the connection is broken, it is being made again"))
-                await self._pause(wait)
+                await asyncio.sleep(wait)
         except AsrError as error:
             self._end(error)
         except asyncio.CancelledError:
@@ -355,6 +357,7 @@ class Stream:
         if self._broken_at is None:
             self._broken_at = now
             self.reconnects += 1
+            self._put(Notice("disconnected", "the connection is broken, it is being made again"))
         left = self._broken_at + self.settings.timeouts.retry - now
         if left <= 0:
             raise self._final_error(error)
@@ -367,6 +370,7 @@ class Stream:
         """``error`` as what the program gets; what has no text is lost."""
         if self.ready is None:
             return error if isinstance(error, AsrError) else unreachable(self.settings, error)
+        self._release()
         lost = self._up.give_up()
         self._report_loss(lost, "the connection is gone")
         self._report_loss(0, "")
@@ -374,9 +378,6 @@ class Stream:
             return error
         why = f"{error}" if isinstance(error, ConnectError) else "the connection broke"
         return ConnectionLost(f"{why}; {lost:.1f} s of audio have no text: check the network and begin anew", lost)
-
-    async def _pause(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
 
     async def _connection(self) -> None:
         """One connection from handshake to end; returns after ``done``."""
@@ -409,6 +410,9 @@ class Stream:
         if ready.resumed:
             self._up.resumed(ready.samples)
         else:
+            if self._held is not None and self._up.seconds(self._up.start) > self._held.start:
+                self._release()
+            self._held = None
             lost = self._up.opened()
             self._first, self._seq = len(self._segments), 0
         if old is not None:
@@ -527,9 +531,21 @@ class Stream:
             for _, found in self._flushes.values():
                 found[segment.index] = segment
             return
+        if segment.reason == "eof" and not self._up.ended:
+            self._held = segment  # the server ended on its own: the next session hears this segment again, whole
+        else:
+            self._close_segment(segment)
+
+    def _close_segment(self, segment: Segment) -> None:
         self._up.final(segment)
         self._segments.append(segment)
         self._put(segment)
+
+    def _release(self) -> None:
+        """A segment that nobody will hear again stays as it is."""
+        held, self._held = self._held, None
+        if held is not None:
+            self._close_segment(held)
 
     def _configured(self, message: dict[str, Any]) -> None:
         control = self._up.configured()

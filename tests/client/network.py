@@ -60,6 +60,12 @@ class Network:
             asyncio.create_task(self._pump(reader, forth, hung)),
             asyncio.create_task(self._pump(back, writer, hung)),
         ]
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._carry(pair, ways)
+
+    async def _carry(
+        self, pair: tuple[asyncio.StreamWriter, asyncio.StreamWriter], ways: list["asyncio.Task[None]"]
+    ) -> None:
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
             await asyncio.wait(ways, timeout=0.2)  # the last words of a closing handshake

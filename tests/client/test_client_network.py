@@ -18,6 +18,7 @@ from client import ConnectionLost, Notice, RequestError, Stream, connect
 from client.settings import Timeouts
 
 QUICK = Timeouts(open=2.0, ping=0.3, pong=0.6, retry=20.0, close=0.5, done=10.0)
+LIMIT = 120.0  # seconds that a test may take on a machine with much else to do
 SPEED = 4.0  # times real time at which the tests speak
 
 
@@ -83,7 +84,7 @@ def test_a_cut_network_loses_no_word_and_doubles_none(tiny_path: Path, tiny: Any
                 assert stream.reconnects == 1 and stream.lost_seconds == 0 and net.connections >= 2
                 check_order(found, 9.0)
 
-    run(main)
+    run(main, LIMIT)
 
 
 @pytest.mark.slow
@@ -98,7 +99,7 @@ def test_forty_seconds_without_a_network(tiny_path: Path, tiny: Any) -> None:
                 assert text(found) == offline(tiny, pcm)
                 assert kinds(found)[-1] == "resumed" and stream.lost_seconds == 0
 
-    run(main, 120.0)
+    run(main, 2 * LIMIT)
 
 
 def test_a_network_that_breaks_again_and_again(tiny_path: Path, tiny: Any) -> None:
@@ -119,7 +120,7 @@ def test_a_network_that_breaks_again_and_again(tiny_path: Path, tiny: Any) -> No
                 assert text(found) == offline(tiny, pcm)
                 assert breaks == 8 and stream.reconnects >= 4 and stream.lost_seconds == 0
 
-    run(main)
+    run(main, LIMIT)
 
 
 def test_a_break_while_the_last_results_are_awaited(tiny_path: Path, tiny: Any) -> None:
@@ -135,7 +136,7 @@ def test_a_break_while_the_last_results_are_awaited(tiny_path: Path, tiny: Any) 
                 found = [r async for r in stream]
                 assert text(found) == offline(tiny, pcm) and stream.done is not None
 
-    run(main)
+    run(main, LIMIT)
 
 
 def test_questions_are_answered_across_a_break(tiny_path: Path, tiny: Any) -> None:
@@ -155,7 +156,7 @@ def test_questions_are_answered_across_a_break(tiny_path: Path, tiny: Any) -> No
                 closed = [s.text for s in stream.transcript().segments]
                 assert " ".join([*closed, *(s.text for s in segments)]) == offline(tiny, pcm)
 
-    run(main)
+    run(main, LIMIT)
 
 
 def test_a_slow_network_delays_and_loses_nothing(tiny_path: Path, tiny: Any) -> None:
@@ -168,7 +169,7 @@ def test_a_slow_network_delays_and_loses_nothing(tiny_path: Path, tiny: Any) -> 
                 found = await talk(stream, pcm)
                 assert text(found) == offline(tiny, pcm) and stream.reconnects == 0
 
-    run(main)
+    run(main, LIMIT)
 
 
 def test_a_half_open_connection_is_noticed(tiny_path: Path, tiny: Any) -> None:
@@ -187,7 +188,7 @@ def test_a_half_open_connection_is_noticed(tiny_path: Path, tiny: Any) -> None:
                 check_order(found, 9.0)
                 check_restart(tiny, found, pcm)
 
-    run(main)
+    run(main, LIMIT)
 
 
 def check_restart(tiny: Any, found: list[Any], pcm: bytes) -> None:
@@ -200,7 +201,7 @@ def check_restart(tiny: Any, found: list[Any], pcm: bytes) -> None:
     assert after == offline(tiny, pcm[round(begin * RATE) * 2 :])
     last = max((r.end for r in found[: notices[0]] if isinstance(r, Segment)), default=0.0)
     partials = [r.start for r in found[: notices[0]] if isinstance(r, Partial) and r.start >= last]
-    assert begin <= last + 0.2 or (partials and begin < min(partials)), (begin, last, partials)
+    assert begin <= last + 0.2 or begin < min(partials, default=begin), (begin, last, partials)
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -231,7 +232,7 @@ def test_a_server_that_is_started_again(tiny_path: Path, tiny: Any, kept: bool) 
                     assert kinds(found)[-1] == "restarted"
                     check_restart(tiny, found, pcm)
 
-    run(main)
+    run(main, LIMIT)
 
 
 class Shared:
@@ -273,11 +274,11 @@ def test_what_is_lost_is_reported_in_seconds(tiny_path: Path) -> None:
                 # the clock goes on: what was said at the end is found at the end
                 assert max(r.end for r in found if isinstance(r, Segment)) > 13.0
 
-    run(main)
+    run(main, LIMIT)
 
 
 def test_a_gap_in_a_resumed_session_is_silence_of_the_same_length(tiny_path: Path) -> None:
-    pcm = speech(16, seed=30)
+    pcm = speech(11, seed=30)
 
     async def main() -> None:
         async with serving(tiny_path) as server, network(server.port) as net:
@@ -287,10 +288,10 @@ def test_a_gap_in_a_resumed_session_is_silence_of_the_same_length(tiny_path: Pat
                 assert "resumed" in kinds(found) and "restarted" not in kinds(found)
                 assert 2.0 < stream.lost_seconds < 12.0
                 assert stream.done is not None
-                assert stream.done.audio_seconds == pytest.approx(16.0)
-                check_order(found, 16.0)
+                assert stream.done.audio_seconds == pytest.approx(11.0)
+                check_order(found, 11.0)
 
-    run(main)
+    run(main, LIMIT)
 
 
 def test_a_buffer_that_waits_is_bounded_and_loses_nothing(tiny_path: Path, tiny: Any) -> None:
@@ -312,7 +313,7 @@ def test_a_buffer_that_waits_is_bounded_and_loses_nothing(tiny_path: Path, tiny:
                 assert text(found) == offline(tiny, pcm) and stream.lost_seconds == 0
                 assert most <= 2.0 * RATE * 2
 
-    run(main)
+    run(main, LIMIT)
 
 
 def test_a_network_that_does_not_come_back(tiny_path: Path) -> None:
@@ -330,7 +331,7 @@ def test_a_network_that_does_not_come_back(tiny_path: Path) -> None:
                 assert stream.lost_seconds == pytest.approx(info.value.lost_seconds)
                 assert not found
 
-    run(main)
+    run(main, LIMIT)
 
 
 def test_a_token_that_is_withdrawn_ends_the_stream(tiny_path: Path, tmp_path: Path) -> None:
@@ -348,7 +349,7 @@ def test_a_token_that_is_withdrawn_ends_the_stream(tiny_path: Path, tmp_path: Pa
                         pass
                 assert info.value.code == "auth"  # type: ignore[attr-defined]
 
-    run(main)
+    run(main, LIMIT)
 
 
 def test_without_reconnecting_the_break_is_told_at_once(tiny_path: Path) -> None:
@@ -361,7 +362,7 @@ def test_without_reconnecting_the_break_is_told_at_once(tiny_path: Path) -> None
                     async for _ in stream:
                         pass
 
-    run(main)
+    run(main, LIMIT)
 
 
 def test_an_engine_that_fails_costs_no_words(tiny_path: Path, tiny: Any) -> None:
@@ -384,7 +385,7 @@ def test_an_engine_that_fails_costs_no_words(tiny_path: Path, tiny: Any) -> None
                 check_restart(tiny, found, pcm)
                 check_order(found, 8.0)
 
-    run(main)
+    run(main, LIMIT)
 
 
 def test_audio_on_which_every_session_fails_is_not_tried_for_ever() -> None:
@@ -413,7 +414,7 @@ def test_audio_on_which_every_session_fails_is_not_tried_for_ever() -> None:
                 assert not isinstance(info.value, RequestError)
                 assert stream.lost_seconds == pytest.approx(2.0)
 
-    run(main)
+    run(main, LIMIT)
     assert 3 <= sessions <= 10
 
 
@@ -426,4 +427,4 @@ def test_the_proxy_itself_changes_nothing(tiny_path: Path, tiny: Any) -> None:
             async with connect(f"127.0.0.1:{net.port}") as stream:
                 assert text(await talk(stream, pcm)) == offline(tiny, pcm)
 
-    run(main)
+    run(main, LIMIT)
