@@ -29,6 +29,7 @@ ABNORMAL = 1006  # close code of a connection that dropped (RFC 6455, 7.4.1)
 GOING_DOWN = "the server is going down: connect again"
 LOOK_S = 0.5  # the limits are looked at so often, and when an adapter's deadline is due
 WARNING_AHEAD_S = 30.0  # before the longest session ends
+MOST_ASKED = 8  # flushes, changes and cuts that wait for the engine; a client that sends more of them is not read from
 _WAITING_S = 0.5  # less audio than this may wait for more of it, and is no sign of a stalled engine
 
 
@@ -67,6 +68,7 @@ class Session:
         self._reading = False  # it waits for the client, and not the client for it
         self._heard = self._spoke = self._began = self.clock.now()  # last: message, event of the engine
         self._asked = 0  # questions that the engine has not answered
+        self._answered = asyncio.Event()  # one was
         self._told_of_limit = False
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._error, self._close_code, self._close_reason = "", ABNORMAL, ""
@@ -196,6 +198,9 @@ class Session:
         await asyncio.sleep(0)  # where many messages lie ready: others first, and the results of this one
         if self._session.ahead_s >= self.limits.ahead_seconds:
             await self._session.room(self.limits.ahead_seconds)
+        while self._asked >= MOST_ASKED:
+            self._answered.clear()
+            await self._answered.wait()
 
     async def _perform(self, actions: Sequence[Action]) -> None:
         """Do all, in order; only opening takes time."""
@@ -272,6 +277,7 @@ class Session:
     def _count(self, event: Event) -> None:
         if isinstance(event, Configured | Rejected | Flushed | Finished):
             self._asked -= 1
+            self._answered.set()
         segments: Sequence[Any] = ()
         if isinstance(event, Output):
             segments = [r for r in event.results if hasattr(r, "words")]

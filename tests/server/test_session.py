@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from wire import SESSION, audio
 
-from asr.engine import EngineError, Event, FullError
+from asr.engine import EngineError, Event, Flushed, FullError
 from asr.errors import AsrError
 from server.parked import Parked, pack, store_key, unpack
 from server.protocols import Context, adapter_for
-from server.session import Session
+from server.session import MOST_ASKED, Session
 
 
 @pytest.mark.parametrize(
@@ -349,6 +349,28 @@ def test_back_pressure_when_the_engine_is_behind() -> None:
         await asyncio.sleep(0.3)
         assert t.incoming.qsize() == 49, "after one frame nothing more is read"
         assert (await run).error == "engine", "and an engine that says nothing has failed"
+
+    within(10, test)
+
+
+def test_questions_that_the_engine_has_not_answered_hold_up_the_next() -> None:
+    async def test() -> None:
+        house = House()
+        t, _, run = house.connect()
+        t.say(audio(1))
+        await asyncio.sleep(0.1)
+        (session,) = house.engine.sessions
+        asked: list[str] = []
+        session.flush = asked.append  # type: ignore[method-assign]
+        t.say(*['{"type": "flush", "id": "x"}'] * 20)
+        await asyncio.sleep(0.3)
+        assert len(asked) == MOST_ASKED and t.incoming.qsize() == 20 - MOST_ASKED
+        for _ in range(20):  # each answer lets one more in
+            session._say(Flushed("x", (), False))
+            await asyncio.sleep(0.01)
+        assert len(asked) == 20
+        t.say(EOF)
+        assert (await run).error == ""
 
     within(10, test)
 
