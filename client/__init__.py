@@ -4,7 +4,7 @@
 
     from client import Segment, connect
 
-    async with connect("ws://localhost:8080", sample_rate=16000) as stream:
+    async with connect("ws://localhost:2700", sample_rate=16000) as stream:
         await stream.send(pcm)
         await stream.eof()
         async for result in stream:

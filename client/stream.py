@@ -488,6 +488,8 @@ class Stream:
                     message = await self._receive(connection)
             except TimeoutError:
                 raise Dropped from None
+            finally:
+                self._limit = None
             try:
                 self._hear(message)
             except (KeyError, TypeError, ValueError) as error:
@@ -496,7 +498,7 @@ class Stream:
 
     def _await_end(self) -> None:
         """Once all is sent, the server may not be silent for long."""
-        if self._up.all_sent and self._limit is not None:
+        if self._up.all_sent and self._limit is not None and not self._limit.expired():
             self._limit.reschedule(asyncio.get_running_loop().time() + self.settings.timeouts.done)
 
     # --- messages of the server

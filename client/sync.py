@@ -5,7 +5,7 @@
     from client import Segment
     from client.sync import connect
 
-    with connect("ws://localhost:8080", sample_rate=16000) as stream:
+    with connect("ws://localhost:2700", sample_rate=16000) as stream:
         stream.send(pcm)
         stream.eof()
         for result in stream:

@@ -11,8 +11,8 @@ from asr.results import Partial, Segment
 from client.hearing import Event, Level
 from client.messages import Notice
 
-REFRESH_S = 0.08  # a word waits no longer for the screen
-IDLE_REFRESH_S = 0.25  # level and clock alone
+REFRESH_S = 0.03  # a word waits no longer for the screen
+IDLE_REFRESH_S = 0.2  # level and clock alone
 MOST_LINES = 4  # of the open segment; the rest of it has scrolled away
 METER = 12  # characters
 FLOOR_DB = -60.0
