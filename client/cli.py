@@ -75,7 +75,7 @@ def stream(args: argparse.Namespace) -> int:
         raise UsageError(f"which server? give --server ws://HOST:PORT, or set {SERVER}; 'asr serve' starts one")
     sound = open_sound(args.file, sys.stdin.buffer, args.rate, args.encoding, args.channels, args.realtime)
     remote = Remote(_connect(args, url, sound.rate, options, encoding=sound.encoding, channels=sound.channels))
-    transcript, error = _show(args, Playback(sound, args.realtime), remote, meter=False)
+    transcript, error = _show(args, Playback(sound, args.realtime), remote, meter=args.realtime)
     for line in sound.damage:
         print(f"asr: note: {line}", file=sys.stderr)
     return _end(output, transcript, error, "" if args.file == "-" else args.file)

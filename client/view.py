@@ -116,7 +116,7 @@ class Live:
                 self._print(event.text)
         elif isinstance(event, Partial):
             before = self._partial.end if self._partial else 0.0
-            if event.text and event.end > before:
+            if self._meter and event.text and event.end > before:  # of a file sent at full speed it says nothing
                 self._lag = max(0.0, self._captured - event.end)
             self._partial, self._news = event, True
         elif isinstance(event, Level):

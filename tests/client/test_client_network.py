@@ -428,3 +428,40 @@ def test_the_proxy_itself_changes_nothing(tiny_path: Path, tiny: Any) -> None:
                 assert text(await talk(stream, pcm)) == offline(tiny, pcm)
 
     run(main, LIMIT)
+
+
+@pytest.mark.slow
+def test_real_words_when_sessions_are_lost(clips: dict[Path, str]) -> None:
+    """The shipped model, three sentences, and in the middle of each the session is gone: the words are those that one
+    session hears, up to a word at a seam."""
+    import numpy as np
+
+    from asr import Recognizer
+    from asr.audio import load_audio
+    from asr.engine import Failed
+    from asr.training.metrics import edit_distance
+
+    pause = np.zeros(round(1.6 * RATE), np.float32)
+    audio = np.concatenate([part for clip in clips for part in (load_audio(clip), pause)])
+    pcm = np.rint(audio * 32767).astype("<i2").tobytes()
+    expected = offline(Recognizer.load("en", threads=1), pcm).split()
+
+    async def main() -> None:
+        async with engine_of(Path("en")) as engine, serving(Path("en"), engine=engine) as server:
+            breaks = [2.5, 8.0, 13.0]
+
+            async def after(spoken: float) -> None:
+                if breaks and spoken >= breaks[0]:
+                    breaks.pop(0)
+                    for link in engine._links:
+                        for session in list(link.sessions.values()):
+                            session._take(Failed("engine", "the worker that held this session ended"))
+
+            async with connect(f"127.0.0.1:{server.port}", timeouts=QUICK) as stream:
+                found = await talk(stream, pcm, after)
+                assert not breaks and kinds(found).count("restarted") == 3 and stream.lost_seconds == 0
+                got = text(found).split()
+                assert edit_distance(expected, got) <= 3, (" ".join(got), " ".join(expected))
+                check_order(found, len(pcm) / 2 / RATE)
+
+    run(main, 2 * LIMIT)
