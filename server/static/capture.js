@@ -115,7 +115,8 @@ function toMono(audio) {
   for (let i = 0; i < samples.length; i++) {
     let sum = 0;
     for (const channel of channels) sum += channel[i];
-    samples[i] = Math.max(-32768, Math.min(32767, Math.round((sum / channels.length) * 32768)));
+    const value = Math.max(-1, Math.min(1, sum / channels.length));
+    samples[i] = Math.round(value * (value < 0 ? 32768 : 32767)); // as Chromium makes them: so 16 bits stay the same
   }
   return samples;
 }

@@ -25,7 +25,7 @@ class Capture extends AudioWorkletProcessor {
 
   take(value) {
     const clipped = Math.max(-1, Math.min(1, value));
-    this.frame[this.filled++] = Math.min(32767, Math.round(clipped * 32768));
+    this.frame[this.filled++] = Math.round(clipped * (clipped < 0 ? 32768 : 32767)); // as Chromium makes them
     this.energy += clipped * clipped;
     if (this.filled === this.frame.length) this.post();
   }

@@ -1,4 +1,4 @@
-"""Servers and the browser that looks at their pages: one engine and one browser for all tests, since both start slowly."""
+"""Servers and the browser that looks at their pages: one engine and one browser for all tests: both start slowly."""
 
 import asyncio
 import contextlib
