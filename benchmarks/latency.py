@@ -12,7 +12,7 @@ appear with the final one.
 First what is not the client's: the same by the clock of the audio alone, on a machine that takes no time to compute.
 
 --server starts ``asr serve`` on this machine, in a process of its own. --cpu measures processor time instead: that of
-all the process, against feeding the same blocks to the recogniser alone; the rest is the client's own.
+all the process, less that of the calls of the recogniser; the rest is the client's own.
 """
 
 import argparse
@@ -200,36 +200,40 @@ async def until_ready(port: int) -> None:
 
 
 def cpu(model: str, samples: np.ndarray, repeat: int) -> None:
-    """Processor time of a live session, less that of the recogniser with the same blocks."""
+    """Processor time of the whole process in a live session, less what the recogniser's own calls take in it."""
     recognizer = Recognizer.load(model, threads=1)
     seconds = len(samples) / RATE
-    alone, live = [], []
+    shares = []
     for _ in range(repeat):
-        alone.append(bare(recognizer, samples) / seconds)
-        began = time.process_time()
         hearer = Local(recognizer, RATE)
-        warm = time.process_time() - began
+        hearer._stream = inner = Metered(hearer._stream)
+        began = time.process_time()
         follow(hearer, samples)
-        live.append((time.process_time() - began - warm) / seconds)
-    low = min(live) - min(alone)
-    print(f"share of a core: live {min(live):.3f}, the recogniser alone with the same blocks {min(alone):.3f},"
-          f" the client's own {low:.3f} (best of {repeat}; {format_all(live)}; {format_all(alone)})")  # fmt: skip
+        shares.append(((time.process_time() - began - inner.spent) / seconds, inner.spent / seconds))
+    own, beside = min(shares)
+    print(f"share of a core: the client's own {own:.3f}, the recogniser beside it {beside:.3f}"
+          f" (best of {repeat}: {' '.join(f'{one:.3f}' for one, _ in shares)})")  # fmt: skip
 
 
-def bare(recognizer, samples: np.ndarray) -> float:
-    """Processor seconds of the recogniser, fed block by block at the pace of speech (as fast as possible, the caches
-    stay warm and every block is cheaper)."""
-    stream = recognizer.stream(RATE)
-    began, start = time.process_time(), time.monotonic()
-    for at in range(0, len(samples), BLOCK):
-        time.sleep(max(0.0, start + at / RATE - time.monotonic()))
-        stream.feed(samples[at : at + BLOCK])
-    stream.finish()
-    return time.process_time() - began
+class Metered:
+    """A stream that adds up the processor seconds of its thread."""
 
+    def __init__(self, stream) -> None:
+        self.stream, self.spent = stream, 0.0
 
-def format_all(values: list[float]) -> str:
-    return " ".join(f"{value:.3f}" for value in values)
+    @property
+    def duration(self) -> float:
+        return self.stream.duration
+
+    def feed(self, samples: np.ndarray):
+        began = time.thread_time()
+        try:
+            return self.stream.feed(samples)
+        finally:
+            self.spent += time.thread_time() - began
+
+    def finish(self):
+        return self.stream.finish()
 
 
 if __name__ == "__main__":

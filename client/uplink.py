@@ -24,7 +24,7 @@ PROBE_S = 1.0  # of audio after which the server is asked how far it is
 WINDOW_S = 10.0  # of audio that may be under way: with more, a ping would wait for its answer
 UNHEARD_S = 3.0  # a word is in a partial result this long after it began, or is none
 LONGEST_S = 40.0  # no segment lasts longer under any sensible endpointing
-BEFORE_S = 0.3  # kept before the first word of an open segment
+BEFORE_S = 1.0  # kept before the first word of an open segment: the network needs to hear the room
 AFTER_S = 0.1  # after the last word of a closed one, where a pause follows
 
 

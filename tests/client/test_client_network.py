@@ -444,7 +444,8 @@ def test_real_words_when_sessions_are_lost(clips: dict[Path, str]) -> None:
     pause = np.zeros(round(1.6 * RATE), np.float32)
     audio = np.concatenate([part for clip in clips for part in (load_audio(clip), pause)])
     pcm = np.rint(audio * 32767).astype("<i2").tobytes()
-    expected = offline(Recognizer.load("en", threads=1), pcm).split()
+    recognizer = Recognizer.load("en", threads=1)
+    expected = offline(recognizer, pcm).split()
 
     async def main() -> None:
         async with engine_of(Path("en")) as engine, serving(Path("en"), engine=engine) as server:
@@ -460,6 +461,9 @@ def test_real_words_when_sessions_are_lost(clips: dict[Path, str]) -> None:
             async with connect(f"127.0.0.1:{server.port}", timeouts=QUICK) as stream:
                 found = await talk(stream, pcm, after)
                 assert not breaks and kinds(found).count("restarted") == 3 and stream.lost_seconds == 0
+                seam = max(n for n, r in enumerate(found) if isinstance(r, Notice) and r.kind == "restarted")
+                whole = offline(recognizer, pcm[round(found[seam].at * RATE) * 2 :])
+                assert text(found[seam:]) == whole
                 got = text(found).split()
                 assert edit_distance(expected, got) <= 3, (" ".join(got), " ".join(expected))
                 check_order(found, len(pcm) / 2 / RATE)
