@@ -19,7 +19,6 @@ const SETTLED_SECONDS = 2; // what is heard now may still become words of this a
 const ONSET_SECONDS = 0.3; // a word may begin so much before its time
 const MOST_UNANSWERED_SECONDS = 20; // of audio; room() waits beyond it
 const MOST_SOCKET_BYTES = 1 << 18; // handed to the socket and not sent yet
-const STALLED_MS = 20000; // without an answer: the connection is dead
 const CONNECT_MS = 10000;
 const KEEPALIVE_MS = 15000;
 const PUMP_MS = 20;
@@ -38,9 +37,9 @@ export function ownServer() {
 /**
  * One stream of audio to a server and its results, over as many connections as it takes.
  *
- * Options: `url`, `token`, `sampleRate`, `bufferSeconds` (of audio that can be sent again), `giveUpSeconds` (without
- * a connection), and those of the protocol's start: `hotwords`, `endpointing`, `lm`, `words`, `partials`,
- * `alternatives`.
+ * Options: `url`, `token`, `sampleRate`, `bufferSeconds` (of audio that can be sent again), `stallSeconds` (without an
+ * answer: the connection is dead), `giveUpSeconds` (without a connection), and those of the protocol's start:
+ * `hotwords`, `endpointing`, `lm`, `words`, `partials`, `alternatives`.
  *
  * Events (`event.detail`, or the argument of a listener given to `on`):
  *   ready    the server's message: session, config as applied, limits, model
@@ -80,9 +79,17 @@ export class Stream extends EventTarget {
   #done;
   #resolve;
 
-  constructor({ url = ownServer(), token = "", sampleRate = 16000, bufferSeconds = 60, giveUpSeconds = 600, ...start } = {}) {
+  constructor({
+    url = ownServer(),
+    token = "",
+    sampleRate = 16000,
+    bufferSeconds = 60,
+    stallSeconds = 20,
+    giveUpSeconds = 600,
+    ...start
+  } = {}) {
     super();
-    this.#options = { url, token, sampleRate, giveUpSeconds };
+    this.#options = { url, token, sampleRate, stallSeconds, giveUpSeconds };
     this.#start = { words: true, ...start };
     this.#backlog = new Backlog(Math.round(bufferSeconds * sampleRate));
     this.#done = new Promise((resolve) => (this.#resolve = resolve));
@@ -272,10 +279,10 @@ export class Stream extends EventTarget {
   // Audio out.
 
   #look() {
-    if (this.state !== "open" || this.#socket.readyState !== WebSocket.OPEN) return;
+    if (this.state !== "open") return;
     this.#pump();
     const now = performance.now();
-    if (this.#pending.length && now - this.#pending[0].time > STALLED_MS) this.#lose();
+    if (this.#pending.length && now - this.#pending[0].time > 1000 * this.#options.stallSeconds) this.#lose();
     else if (now - this.#timers.wrote > KEEPALIVE_MS) this.#ask();
   }
 

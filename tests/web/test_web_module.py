@@ -8,7 +8,7 @@ import random
 import pytest
 from chromium import Page
 from tiny_model import babble
-from web_house import Web, offline
+from web_house import Relay, Web, offline
 
 from asr import writers
 from asr.results import Segment, Transcript, Word
@@ -258,6 +258,42 @@ def test_cut_connections_are_resumed_and_no_word_is_lost(web: Web, tiny: object)
             assert seen["resumed"] >= 3 and not seen["lost"]
             assert text(seen) == offline(tiny, audio, RATE)
             assert seen["done"]["audio_samples"] == len(audio) // 2
+
+    web.run(test)
+
+
+def test_a_dead_network_is_noticed_and_no_word_is_lost(web: Web, tiny: object) -> None:
+    """Half open: nobody closes anything, and nothing comes any more. The server may still believe in the
+    session; then a new one gets again what has no final."""
+
+    async def test() -> None:
+        async with web.looking() as page, Relay(int(page.url.rstrip("/").rpartition(":")[2])) as relay:
+            audio = pcm(6, seed=2)
+            await page.module(
+                f"""{javascript(audio)}
+                const seen = globalThis.seen = {{ finals: [], lost: [], states: [] }};
+                const url = "ws://127.0.0.1:{relay.port}/v1/stream";
+                const stream = globalThis.stream = new asr.Stream({{ url, stallSeconds: 3 }});
+                stream.on("final", (f) => seen.finals.push(f)).on("lost", (l) => seen.lost.push(l))
+                  .on("state", (s) => seen.states.push(s.state));
+                globalThis.give = async (from, to) => {{
+                  for (let at = from; at < to; at += 320) {{
+                    stream.send(audio.slice(at, at + 320));
+                    await new Promise((resolve) => setTimeout(resolve, 5));
+                  }}
+                }};
+                await give(0, 40000);"""
+            )
+            relay.dead()
+            await page.run("give(40000, 96000)")
+            await page.until("seen.states.includes('waiting')", 60)
+            done = await page.run("stream.end()")
+            seen = await page.run("seen")
+            states = [state for state, _ in itertools.groupby(seen["states"])]
+            assert states == ["connecting", "open", "waiting", "open", "closed"] and not seen["lost"]
+            assert text(seen) == offline(tiny, audio, RATE)
+            assert done is not None
+            page.hosts.discard(f"127.0.0.1:{relay.port}")
 
     web.run(test)
 

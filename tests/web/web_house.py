@@ -56,6 +56,44 @@ class Web:
             assert page.hosts == {f"127.0.0.1:{server.port}"}
 
 
+class Relay:
+    """A network between the page and the server, which may go dead without a word: ``dead`` swallows all bytes of the
+    connections that there are."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._epoch = 0
+
+    async def __aenter__(self) -> "Relay":
+        self._server = await asyncio.start_server(self._join, "127.0.0.1", 0)
+        self.port = int(self._server.sockets[0].getsockname()[1])
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def dead(self) -> None:
+        self._epoch += 1
+
+    async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection("127.0.0.1", self._target)
+        for source, sink in ((reader, back), (there, writer)):
+            task = asyncio.create_task(self._pass(source, sink, self._epoch))
+            self._tasks.add(task)
+
+    async def _pass(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, epoch: int) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await source.read(65536):
+                if epoch == self._epoch:
+                    sink.write(data)
+            if epoch == self._epoch:
+                sink.close()
+
+
 @contextlib.contextmanager
 def houses(folder: Path, model: Path, sound: Path) -> Iterator[Web]:
     """The one of all tests."""
