@@ -98,13 +98,8 @@ def heard(english: Recognizer, sounds: dict[str, Audio]) -> dict[str, str]:
     return {name: " ".join(r.text for r in found if isinstance(r, Segment)) for name, found in results.items()}
 
 
-KNOWN = {"loud hum of 60 Hz": "models/en version 2 hears 'the other' in it, three times a minute"}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [pytest.param(s, marks=[pytest.mark.xfail(reason=KNOWN[s])] if s in KNOWN else []) for s in SOUNDS]
-)
+@pytest.mark.parametrize("name", SOUNDS)
 def test_a_minute_without_speech_is_no_text(heard: dict[str, str], name: str) -> None:
     assert heard[name] == ""
 
