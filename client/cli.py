@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from asr.audio.encoding import ENCODINGS
 from asr.errors import AsrError, UsageError
 from asr.results import Transcript
 
@@ -24,7 +23,9 @@ def add_stream(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="media file, or - for raw samples or WAV from standard input")
     parser.add_argument("--realtime", action="store_true", help="send a file as fast as it was spoken")
     parser.add_argument("--rate", type=int, metavar="HZ", help="of raw samples (16000)")
-    parser.add_argument("--encoding", choices=ENCODINGS, help="of raw samples (pcm_s16le)")
+    parser.add_argument(
+        "--encoding", metavar="NAME", help="of raw samples: pcm_s16le (default), pcm_f32le, mulaw or alaw"
+    )
     parser.add_argument("--channels", type=int, metavar="N", help="of raw samples, interleaved (1)")
     _add_server(parser, required=True)
     _add_options(parser)

@@ -16,11 +16,20 @@ from typing import Any
 STATIC = Path(__file__).parent / "static"
 INDEX = "index.html"
 LARGEST = 4_000_000  # bytes of a file of the page
-_TYPES = {".js": "text/javascript", ".mjs": "text/javascript", ".html": "text/html", ".css": "text/css"}
+_TYPES = {
+    ".js": "text/javascript",
+    ".mjs": "text/javascript",
+    ".html": "text/html",
+    ".css": "text/css",
+    ".svg": "image/svg+xml",
+    ".webmanifest": "application/manifest+json",
+}
 _POLICY = (
-    "default-src 'self'; connect-src 'self' ws: wss:; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
-    "media-src 'self' blob:; worker-src 'self' blob:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self' ws: wss:; "
+    "media-src 'self' blob:; worker-src 'self'; manifest-src 'self'; frame-ancestors 'none'; base-uri 'none'; "
+    "form-action 'none'"
 )
+_MODULE = {"Access-Control-Allow-Origin": "*", "Cross-Origin-Resource-Policy": "cross-origin"}  # others may import it
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,7 @@ def static_table(folder: Path = STATIC) -> dict[str, Answer]:
         if hidden or path.is_symlink() or not path.is_file() or path.stat().st_size > LARGEST:
             continue
         body = path.read_bytes()
-        table[f"/static/{name}"] = Answer(200, _type(path), body, _file_headers(body))
+        table[f"/static/{name}"] = Answer(200, _type(path), body, _file_headers(path, body))
     if index := table.get(f"/static/{INDEX}"):
         table["/"] = index
     return table
@@ -66,8 +75,10 @@ def _type(path: Path) -> str:
     return f"{kind}; charset=utf-8" if kind.startswith("text/") else kind
 
 
-def _file_headers(body: bytes) -> dict[str, str]:
+def _file_headers(path: Path, body: bytes) -> dict[str, str]:
     return {
+        **(_MODULE if path.suffix == ".js" else {}),
+        **({"Permissions-Policy": "microphone=(self)"} if path.suffix == ".html" else {}),
         "ETag": f'"{hashlib.sha256(body).hexdigest()[:32]}"',
         "Cache-Control": "no-cache",
         "X-Content-Type-Options": "nosniff",

@@ -69,6 +69,17 @@ def test_the_word_that_is_most_likely_to_come(search: BeamSearch, seed: int, ste
     assert state.history.size == 0 or int(state.history.data[:, DEPTH].max()) >= 0
 
 
+def test_a_search_without_words_yet_goes_on_from_bytes(search: BeamSearch) -> None:
+    """Its history has no entries at all."""
+    emissions = random_emissions(1, 3, 4, 3.0)
+    state = search.step(np.array([[0.0, -40.0, -40.0, -40.0]]), search.begin())
+    moved = SearchState.from_bytes(state.to_bytes())
+    assert moved.history.size == 0
+    assert search.so_far(moved, 0.5) == search.so_far(state, 0.5)
+    search.step(emissions, moved), search.step(emissions, state)
+    assert search.so_far(moved, 0.5) == search.so_far(state, 0.5)
+
+
 @pytest.mark.slow
 def test_words_are_shown_earlier_and_the_final_text_is_the_same(
     clips: dict[Path, str], monkeypatch: pytest.MonkeyPatch

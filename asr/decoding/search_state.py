@@ -101,6 +101,8 @@ class History:
 
     def at_depth(self, entries: NDArray[np.int32], depth: int) -> NDArray[np.int32]:
         """For each entry, the word before it at ``depth``; -1 where the entry is not that deep."""
+        if not self.size:
+            return np.full(len(entries), -1, dtype=np.int32)
         entries = entries.copy()
         while True:
             deeper = (entries >= 0) & (self._data[entries, DEPTH] > depth)
