@@ -97,13 +97,13 @@ def test_a_ragged_step_gives_and_keeps_what_each_stream_does_alone(
         frames = [torch.randn(rng.choice([0, 1, 1, 2, 3, 5, 12]), 16) for _ in members]
         of_slots = batching.advance(model, [(f, slots[i]) for f, i in zip(frames, members, strict=True)], "phones")
         of_free = batching.advance(model, [(f, free[i]) for f, i in zip(frames, members, strict=True)], "phones")
-        for i, f, (given, _), (also, state) in zip(members, frames, of_slots, of_free, strict=True):
+        for i, f, (mine, _), (also, state) in zip(members, frames, of_slots, of_free, strict=True):
             with torch.inference_mode():
                 expected, alone[i] = model.step(f[None], alone[i], "phones")
             free[i] = state
             bounds = {"atol": 0.0, "rtol": 0.0} if exact else CLOSE
-            for mine in (given, also):
-                torch.testing.assert_close(mine, expected["phones"][0], **bounds)
+            for numbers in (mine, also):
+                torch.testing.assert_close(numbers, expected["phones"][0], **bounds)
             assert slots[i].phase == free[i].phase == alone[i].phase
             for other in (slots[i].clone(), free[i].clone()):
                 for name, tensor in other._tensors().items():
