@@ -154,9 +154,9 @@ class Scheduler:
         started = time.perf_counter()
         sessions = [self._sessions[id] for id in self._ready]
         self._each(sessions, self._controls)
-        self._audio([s for s in sessions if s.sees_audio])
-        self._each([s for s in sessions if not s.sees_audio], self._controls)
-        self._finish([s for s in sessions if s.waiting and _is_finish(s.waiting[0])])
+        self._audio([s for s in self._alive(sessions) if s.sees_audio])
+        self._each([s for s in self._alive(sessions) if not s.sees_audio], self._controls)
+        self._finish([s for s in self._alive(sessions) if s.waiting and _is_finish(s.waiting[0])])
         for session in sessions:
             if not session.waiting or session.id not in self._sessions:
                 self._ready.pop(session.id, None)
@@ -164,6 +164,10 @@ class Scheduler:
         self.busy_s += time.perf_counter() - started
         answers, self._answers = self._answers, []
         return answers
+
+    def _alive(self, sessions: Iterable[_Session]) -> list[_Session]:
+        """Those that have not ended within this step: nothing more is computed for the others."""
+        return [s for s in sessions if s.id in self._sessions]
 
     # --- controls -----------------------------------------------------------------------------------------------------
 

@@ -280,6 +280,7 @@ def test_who_fails_in_a_step_ends_alone(tiny: Recognizer, monkeypatch: pytest.Mo
     run(scheduler, clients)
     failed = clients[1].events[-1]
     assert isinstance(failed, Failed) and failed.code == "error" and "order" not in failed.message
+    assert sum(isinstance(e, (Failed, Finished)) for e in clients[1].events) == 1  # it ends once
     monkeypatch.undo()
     for i in (0, 2):
         assert clients[i].segments == expected(tiny, audio[i])
