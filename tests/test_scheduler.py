@@ -320,3 +320,14 @@ def test_states_in_slots_are_taken_up_by_streams_of_their_own(tiny: Recognizer) 
     with pytest.raises(StateError, match="taken"):
         scheduler.slots.hold(tiny.model.begin())
         scheduler.slots.hold(tiny.model.begin())
+
+
+def test_who_fails_with_its_end_already_waiting_ends_once(tiny: Recognizer) -> None:
+    """The end follows the samples that fail within one step, and is passed over."""
+    scheduler = Scheduler(tiny, 1)
+    client = Client(scheduler, 1, SessionConfig(encoding="pcm_f32le"))
+    client.feed(np.array([0.0, np.nan], "<f4").tobytes())
+    client.finish()
+    run(scheduler, [client])
+    assert [type(e).__name__ for e in client.events] == ["Opened", "Failed"]
+    assert scheduler.slots.free == 1
