@@ -30,6 +30,7 @@ from asr.features import FRAME_MS
 from asr.model import AcousticModel, ModelConfig
 from asr.training.batch_source import BatchSource, Place
 from asr.training.batches import Batch, BatchMaker, BatchPlan, TrainingSet
+from asr.training.crf import Denominator, unit_trigram
 from asr.training.train_config import TrainConfig
 from asr.training.train_config import model_config as model_config
 from asr.training.train_config import read_config as read_config
@@ -73,6 +74,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW([{"params": decayed}, {"params": plain}], lr=config.optimizer.peak_rate)
         self._set_optimizer()
         self.average = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        self.denominator = _denominator(config, data, self.device)
         self.step = 0
         self.epoch = 0
         self.position = 0  # steps done in this epoch
@@ -149,7 +151,7 @@ class Trainer:
         return self.config.optimizer.rate(self.step)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """CTC loss per head, in nats per target unit."""
+        """CTC loss per head, in nats per target unit; ``crf``: CTC-CRF loss of the first head."""
         return self._losses(batch, None)[0]
 
     def _losses(self, batch: Batch, carry: Carried | None) -> tuple[dict[str, Tensor], Carried]:
@@ -168,6 +170,11 @@ class Trainer:
                 zero_infinity=True,
             )
             losses[name] = loss / max(1, int(lengths.sum()))
+        if self.denominator is not None:
+            first = self.config.heads[0]
+            lengths = batch.target_lengths[first]
+            rest = self.denominator(out[first], steps).sum() - self.denominator.log_prior(batch.targets[first], lengths)
+            losses["crf"] = losses[first] + rest / max(1, int(lengths.sum()))
         return losses, state
 
     def autocast(self) -> torch.autocast:
@@ -177,6 +184,9 @@ class Trainer:
     def _weighted(self, losses: dict[str, Tensor]) -> Tensor:
         weights: dict[str, float] = dict(zip(self.config.heads, self.config.head_weights, strict=True))
         weights["intermediate"] = self.config.intermediate_weight
+        first = self.config.heads[0]
+        weights["crf"] = weights[first] * self.config.crf
+        weights[first] *= 1 - self.config.crf
         return torch.stack([losses[name] * weights[name] for name in losses]).sum()
 
     def _carry(self, part: int, rows: int) -> Carried | None:
@@ -334,6 +344,14 @@ class Trainer:
     ) -> None:
         if self.rank == 0:
             report(self.step, evaluate(self))
+
+
+def _denominator(config: TrainConfig, data: TrainingSet, device: torch.device) -> Denominator | None:
+    """Over the units of the first head, from the texts that are trained on."""
+    first = config.heads[0]
+    if not config.crf:
+        return None
+    return Denominator(unit_trigram(data.targets[first], len(data.heads[first]))).to(device)
 
 
 def _seed(*numbers: int) -> int:

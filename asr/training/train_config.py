@@ -59,7 +59,8 @@ class TrainConfig:
     """A whole training run; read from TOML by :func:`read_config`.
 
     ``model`` holds the keys of :class:`~asr.model.ModelConfig` but ``heads`` and ``mels``, which follow from ``heads``
-    and ``features`` here. ``head_weights`` of the losses; ``batch_seconds``: audio per process and batch, padding
+    and ``features`` here. ``head_weights`` of the losses; ``crf``: share of CTC-CRF in the loss of the first head
+    (:mod:`asr.training.crf`), the rest is CTC; ``batch_seconds``: audio per process and batch, padding
     included; ``fewest_rows`` of a batch, also when they are longer than that; ``accumulate``: batches per step and
     process. ``carry``: share of rows that start from the state others ended in. ``noise``: table of sounds without
     speech; ``made_noises``: how many computed ones are added (:mod:`asr.training.made_sounds`); ``rooms``: table of
@@ -76,6 +77,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     heads: tuple[Literal["phones", "characters", "bpe"], ...] = ("phones", "characters")
     head_weights: tuple[float, ...] = (0.7, 0.3)
+    crf: float = 0.0
     intermediate_weight: float = 0.3
     bpe_size: int = 256
     batch_seconds: float = 400.0
@@ -104,6 +106,7 @@ class TrainConfig:
         require(0 <= self.carry <= 1, "carry is a probability: 0 to 1")
         require(all(w >= 0 for w in self.head_weights), "head_weights must not be negative")
         require(sum(self.head_weights) > 0, "head_weights: at least one must be positive")
+        require(0 <= self.crf <= 1, f"crf is a share of the loss: 0 to 1, got {self.crf}")
         require(self.intermediate_weight >= 0, "intermediate_weight must not be negative")
         require(self.made_noises >= 0, "made_noises must not be negative")
         require(self.seed >= 0, "seed must not be negative")
