@@ -136,14 +136,15 @@ class ModelFolder:
         """The acoustic model in float32, ready for inference: without the head that only training uses."""
         import torch
 
-        from asr.model import AcousticModel
+        from asr.model import AcousticModel, fewer_taps
 
         # Not on the meta device: that imports a second's worth of torch.
         model = AcousticModel(dataclasses.replace(self.config.model, intermediate=0), initial=False)
         weights = self._tensors(lambda name: not name.startswith((_PRIORS, "intermediate.")))
         try:
             # Copies: tensors of the mapped file would change with it.
-            model.load_state_dict({k: v.to(torch.float32, copy=True) for k, v in weights.items()}, assign=True)
+            copies = {k: v.to(torch.float32, copy=True) for k, v in weights.items()}
+            model.load_state_dict(fewer_taps(copies, self.config.model), assign=True)
         except RuntimeError as error:
             detail = str(error).splitlines()[-1].strip()
             raise ModelError(f"{self.path / WEIGHTS} does not fit {CONFIG}: {detail}") from None

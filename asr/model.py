@@ -7,7 +7,7 @@ explicit :class:`State`; offline is *defined* as ``begin`` + one ``step`` with e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ __all__ = [
     "ModelConfig",
     "RecurrentLayer",
     "State",
+    "fewer_taps",
 ]
 
 KERNEL = 3  # of both convolutions, in time and frequency
@@ -268,12 +269,18 @@ class LookAhead(nn.Module):
         self.linear: nn.Module = nn.Linear(config.hidden * (future // self.stride + 1), config.hidden)
         self.dropout = LockedDropout(config.dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """All of ``x`` (batch, n, hidden) with zeros after it; ``mask`` (batch, n, 1) is 0 beyond a row's end."""
+    def forward(self, x: Tensor, mask: Tensor | None = None, future: int | None = None) -> Tensor:
+        """All of ``x`` (batch, n, hidden) with zeros after it; ``mask`` (batch, n, 1) is 0 beyond a row's end;
+        ``future``: steps to look ahead, if fewer than could be."""
         z = self.norm(x)
         if mask is not None:
             z = z * mask.to(z.dtype)
-        return self._combine(x, F.pad(z, (0, 0, 0, self.future)))
+        if future is None or future == self.future:
+            return self._combine(x, F.pad(z, (0, 0, 0, self.future)))
+        taps = _taps(F.pad(z, (0, 0, 0, future)), x.shape[1], future, self.stride)
+        assert isinstance(self.linear, nn.Linear)
+        y = F.linear(taps, self.linear.weight[:, : taps.shape[2]], self.linear.bias)
+        return x + self.dropout(F.relu(y))
 
     def step(self, x: Tensor, waiting: Tensor) -> tuple[Tensor, Tensor]:
         """The outputs whose future is known now, and what still waits."""
@@ -284,9 +291,22 @@ class LookAhead(nn.Module):
         return self._combine(x[:, :ready], self.norm(x)), x[:, ready:].clone()  # a view would keep all of x alive
 
     def _combine(self, x: Tensor, z: Tensor) -> Tensor:
-        count = x.shape[1]
-        taps = [z[:, o : o + count] for o in range(0, self.future + 1, self.stride)]
-        return x + self.dropout(F.relu(self.linear(torch.cat(taps, dim=2))))
+        return x + self.dropout(F.relu(self.linear(_taps(z, x.shape[1], self.future, self.stride))))
+
+
+def _taps(z: Tensor, count: int, future: int, stride: int) -> Tensor:
+    """Of each of ``count`` steps the ones that it sees, beside one another: (batch, count, taps x hidden)."""
+    return torch.cat([z[:, o : o + count] for o in range(0, future + 1, stride)], dim=2)
+
+
+def fewer_taps(weights: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """Weights of a network of the widest look-ahead as those of one of ``config``, whose look-ahead may be less."""
+    fitted = dict(weights)
+    for i in config.lookahead_layers:
+        name = f"look_ahead.{i}.linear.weight"
+        if name in weights:
+            fitted[name] = weights[name][:, : config.hidden * (config.lookahead[i] // config.lookahead_stride + 1)]
+    return fitted
 
 
 class AcousticModel(nn.Module):
@@ -301,7 +321,7 @@ class AcousticModel(nn.Module):
         self.front_end = FrontEnd(config)
         self.recurrent = nn.ModuleList(RecurrentLayer(config, initial) for _ in range(config.layers))
         self.look_ahead = nn.ModuleDict(
-            {str(i): LookAhead(config, future) for i, future in enumerate(config.lookahead) if future}
+            {str(i): LookAhead(config, config.lookahead[i]) for i in config.lookahead_layers}
         )
         self.norm = nn.LayerNorm(config.hidden)
         self.heads = nn.ModuleDict({name: nn.Linear(config.hidden, units) for name, units in config.heads.items()})
@@ -415,13 +435,18 @@ class AcousticModel(nn.Module):
     # -- training and offline comparison -----------------------------------------------------------------------------
 
     def forward(
-        self, frames: Tensor, lengths: Tensor, carry: tuple[Tensor, Tensor] | None = None
+        self,
+        frames: Tensor,
+        lengths: Tensor,
+        carry: tuple[Tensor, Tensor] | None = None,
+        lookahead: Sequence[int] | None = None,
     ) -> tuple[dict[str, Tensor], Tensor, tuple[Tensor, Tensor]]:
         """Padded rows in parallel.
 
         ``frames``: (batch, time, mels) log-mel; ``lengths``: (batch,) frames of each row; ``carry``: (h, c), each
-        (layers, batch, hidden), the recurrent state to start from. Returns log-probabilities per head (batch, steps,
-        units) (and ``intermediate`` while training), steps of each row, and the state after the last padded step.
+        (layers, batch, hidden), the recurrent state to start from; ``lookahead``: as in the configuration, if less than
+        there. Returns log-probabilities per head (batch, steps, units) (and ``intermediate`` while training), steps of
+        each row, and the state after the last padded step.
         """
         x = self.front_end.normalize(frames)
         time = torch.arange(x.shape[1], device=x.device)
@@ -444,7 +469,7 @@ class AcousticModel(nn.Module):
             hidden.append(h)
             cell.append(c)
             if str(i) in self.look_ahead:
-                x = self.look_ahead[str(i)](x, mask)
+                x = self.look_ahead[str(i)](x, mask, None if lookahead is None else lookahead[i])
             if i + 1 == self.config.intermediate:
                 middle = x
         out = self.emit(x)

@@ -5,7 +5,8 @@ One clock: samples at 16 kHz, frames of 20 ms, steps of two frames; each is deri
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from asr.audio.resample import SAMPLE_RATE
@@ -50,8 +51,9 @@ class ModelConfig:
 
     ``heads`` maps a head's name to its number of units (blank included). ``lookahead`` has one entry per recurrent
     layer: how many future steps the look-ahead layer after it sees (0: none). ``lookahead_stride``: distance of its
-    taps in steps. ``intermediate`` is the recurrent layer (from 1) after which a training-only copy of the first head
-    sits; 0 means none.
+    taps in steps. ``widest_lookahead``: what the look-ahead layers have weights for, where ``lookahead`` uses a part of
+    them (the nearer taps, or the present step alone); empty: all is used. ``intermediate`` is the recurrent layer (from
+    1) after which a training-only copy of the first head sits; 0 means none.
     """
 
     heads: dict[str, int]
@@ -63,6 +65,7 @@ class ModelConfig:
     bidirectional: bool = False
     lookahead: tuple[int, ...] = (0, 4, 0, 4)
     lookahead_stride: int = 2
+    widest_lookahead: tuple[int, ...] = ()
     intermediate: int = 0
     dropout: float = 0.2
 
@@ -81,9 +84,30 @@ class ModelConfig:
             all(n >= 0 and n % self.lookahead_stride == 0 for n in self.lookahead),
             f"model.lookahead entries must be multiples of model.lookahead_stride ({self.lookahead_stride})",
         )
+        if self.widest_lookahead:
+            self._check_part()
         require(0 <= self.intermediate < max(2, self.layers), "model.intermediate must be 0 or a layer below the last")
         require(0 <= self.dropout < 1, f"model.dropout must be 0 to 1, got {self.dropout}")
         require(not self.bidirectional or self.hidden % 2 == 0, "model.hidden must be even when bidirectional")
+
+    def _check_part(self) -> None:
+        widest = self.widest_lookahead
+        require(len(widest) == self.layers, f"model.widest_lookahead needs one entry per layer ({self.layers})")
+        require(all(n % self.lookahead_stride == 0 for n in widest), "model.widest_lookahead: multiples of the stride")
+        require(
+            all(n <= w for n, w in zip(self.lookahead, widest, strict=True)),
+            f"model.lookahead {list(self.lookahead)} reaches beyond model.widest_lookahead {list(widest)}",
+        )
+
+    def with_lookahead(self, lookahead: Sequence[int]) -> ModelConfig:
+        """The same weights with fewer taps of the look-ahead layers. Raises ConfigError where there are no such."""
+        widest = self.widest_lookahead or self.lookahead
+        return replace(self, lookahead=tuple(lookahead), widest_lookahead=widest)
+
+    @property
+    def lookahead_layers(self) -> tuple[int, ...]:
+        """The recurrent layers that a look-ahead layer follows."""
+        return tuple(i for i, n in enumerate(self.widest_lookahead or self.lookahead) if n)
 
     @property
     def lookahead_steps(self) -> int:

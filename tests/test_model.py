@@ -8,7 +8,7 @@ from tiny_model import babble, log_mel, tiny_config, tiny_network
 from torch import Tensor
 
 from asr.errors import ConfigError, ModelError, StateError
-from asr.model import FRONT_END_HISTORY, STEP_MS, AcousticModel, State
+from asr.model import FRONT_END_HISTORY, STEP_MS, AcousticModel, State, fewer_taps
 from asr.model_config import FRAME_MS, FRAMES_PER_STEP, ModelConfig
 
 CELLS = ("lstm", "gru", "rnn")
@@ -148,6 +148,28 @@ def test_latency_as_observed_in_a_stream(lookahead: tuple[int, ...], frames: Ten
             waits.append(heard * FRAME_MS - step * STEP_MS)  # since the first sample of the step
         given += out["phones"].shape[1]
     assert set(waits) == {model.config.algorithmic_latency_ms}
+
+
+@pytest.mark.parametrize("short", [(4, 0, 2), (2, 0, 2), (2, 0, 0), (0, 0, 0)])
+def test_fewer_taps_of_one_network(short: tuple[int, ...], frames: Tensor) -> None:
+    """The taps that are left are the nearer ones; a network of fewer taps gives what the whole one gives with them."""
+    whole = tiny_network(tiny_config(lookahead=(4, 0, 2)))
+    part = AcousticModel(whole.config.with_lookahead(short)).eval()
+    part.load_state_dict(fewer_taps(whole.state_dict(), part.config))
+    assert part.config.algorithmic_latency_ms == STEP_MS * (1 + sum(short))
+    expected = whole(frames, torch.tensor([frames.shape[1]]), None, short)[0]["phones"]
+    assert torch.allclose(offline(part, frames), expected, atol=1e-5)
+    if short != whole.config.lookahead:
+        assert not torch.allclose(expected, offline(whole, frames), atol=1e-3)
+
+
+def test_a_part_of_the_look_ahead_must_be_a_part() -> None:
+    config = tiny_config(lookahead=(4, 0, 2))
+    with pytest.raises(ConfigError, match="reaches beyond"):
+        config.with_lookahead((4, 2, 2))
+    with pytest.raises(ConfigError, match="multiples"):
+        config.with_lookahead((3, 0, 2))
+    assert config.with_lookahead((2, 0, 0)).with_lookahead((4, 0, 0)).lookahead == (4, 0, 0)
 
 
 def test_how_far_the_front_end_looks_back() -> None:

@@ -110,7 +110,7 @@ class Trainer:
         for part, slot in enumerate(self.slots):
             batch = self.batches.get(Place(self.epoch, self.position, slot))
             torch.manual_seed(_seed(config.seed, self.step, slot))  # of dropout
-            losses, state = self._losses(batch, self._carry(part, len(batch.lengths)))
+            losses, state = self._losses(batch, self._carry(part, len(batch.lengths)), self._lookahead(slot))
             if config.carry and not self.model.config.bidirectional:
                 self.carried[part] = state[0].detach().float(), state[1].detach().float()
             total = self._weighted(losses)
@@ -152,11 +152,14 @@ class Trainer:
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """CTC loss per head, in nats per target unit; ``crf``: CTC-CRF loss of the first head."""
-        return self._losses(batch, None)[0]
+        return self._losses(batch, None, None)[0]
 
-    def _losses(self, batch: Batch, carry: Carried | None) -> tuple[dict[str, Tensor], Carried]:
+    def _losses(
+        self, batch: Batch, carry: Carried | None, lookahead: Sequence[int] | None
+    ) -> tuple[dict[str, Tensor], Carried]:
+        frames, lengths = batch.frames.to(self.device), batch.lengths.to(self.device)
         with self.autocast():
-            out, steps, state = self.model(batch.frames.to(self.device), batch.lengths.to(self.device), carry)
+            out, steps, state = self.model(frames, lengths, carry, lookahead)
         losses = {}
         for name, log_probs in out.items():
             head = self.config.heads[0] if name == "intermediate" else name
@@ -199,6 +202,14 @@ class Trainer:
         chosen = torch.from_numpy(rng.integers(0, h.shape[1], rows)).to(h.device)
         keep = torch.from_numpy((rng.random(rows) < self.config.carry).astype(np.float32)).to(h.device)[:, None]
         return h[:, chosen] * keep, c[:, chosen] * keep
+
+    def _lookahead(self, slot: int) -> Sequence[int] | None:
+        """One of the short ones, or None: all that the network has."""
+        short = self.config.short_lookaheads
+        if not short:
+            return None
+        rng = np.random.default_rng([self.config.seed, self.epoch, self.position, slot, 2])
+        return short[int(rng.integers(len(short)))] if rng.random() < self.config.short_share else None
 
     def _average_gradients(self) -> float:
         """Mean over processes, clipped by norm; returns the norm before clipping (not finite: the step is skipped)."""

@@ -60,14 +60,16 @@ class TrainConfig:
 
     ``model`` holds the keys of :class:`~asr.model.ModelConfig` but ``heads`` and ``mels``, which follow from ``heads``
     and ``features`` here. ``head_weights`` of the losses; ``crf``: share of CTC-CRF in the loss of the first head
-    (:mod:`asr.training.crf`), the rest is CTC; ``batch_seconds``: audio per process and batch, padding
-    included; ``fewest_rows`` of a batch, also when they are longer than that; ``accumulate``: batches per step and
-    process. ``carry``: share of rows that start from the state others ended in. ``noise``: table of sounds without
-    speech; ``made_noises``: how many computed ones are added (:mod:`asr.training.made_sounds`); ``rooms``: table of
-    impulse responses; ``lexicon``: CMUdict or a .lex file (default: that of the model ``en``); ``words``: further words
-    of the exported lexicon; ``cache``: folder of the features (default: in the run's folder). ``workers``: processes
-    that compute features (0: one per core); ``prefetch``: batches made ahead by threads (-1: some on a GPU, none on a
-    CPU, where the threads would take the cores from the training).
+    (:mod:`asr.training.crf`), the rest is CTC; ``batch_seconds``: audio per process and batch, padding included;
+    ``fewest_rows`` of a batch, also when they are longer than that; ``accumulate``: batches per step and process.
+    ``carry``: share of rows that start from the state others ended in. ``short_lookaheads``: further, shorter values of
+    ``model.lookahead``; ``short_share`` of the batches are trained with one of them, so that the network can be used
+    with any. ``noise``: table of sounds without speech; ``made_noises``: how many computed ones are added
+    (:mod:`asr.training.made_sounds`); ``rooms``: table of impulse responses; ``lexicon``: CMUdict or a .lex file
+    (default: that of the model ``en``); ``words``: further words of the exported lexicon; ``cache``: folder of the
+    features (default: in the run's folder). ``workers``: processes that compute features (0: one per core);
+    ``prefetch``: batches made ahead by threads (-1: some on a GPU, none on a CPU, where the threads would take the
+    cores from the training).
     """
 
     model: dict[str, Any] = field(default_factory=dict)
@@ -84,6 +86,8 @@ class TrainConfig:
     fewest_rows: int = 1
     accumulate: int = 1
     carry: float = 0.3
+    short_lookaheads: tuple[tuple[int, ...], ...] = ()
+    short_share: float = 0.4
     seed: int = 1
     precision: Literal["bf16", "fp32"] = "bf16"
     noise: str = ""
@@ -103,6 +107,7 @@ class TrainConfig:
         require(self.batch_seconds >= 1, "batch_seconds must be at least 1")
         require(self.fewest_rows >= 1, "fewest_rows must be at least 1")
         require(self.accumulate >= 1, "accumulate must be at least 1")
+        require(0 <= self.short_share <= 1, "short_share is a probability: 0 to 1")
         require(0 <= self.carry <= 1, "carry is a probability: 0 to 1")
         require(all(w >= 0 for w in self.head_weights), "head_weights must not be negative")
         require(sum(self.head_weights) > 0, "head_weights: at least one must be positive")
@@ -141,4 +146,8 @@ def model_config(config: TrainConfig, heads: dict[str, int]) -> ModelConfig:
     """The model table of a training configuration, with the sizes of its heads."""
     require("heads" not in config.model, "model.heads follows from 'heads': leave it out")
     require("mels" not in config.model, "model.mels follows from 'features.mels': leave it out")
-    return from_dict(ModelConfig, {**config.model, "heads": heads, "mels": config.features.mels}, "model")
+    shape = from_dict(ModelConfig, {**config.model, "heads": heads, "mels": config.features.mels}, "model")
+    require(not shape.widest_lookahead, "model.widest_lookahead is for a trained model: give the widest as lookahead")
+    for short in config.short_lookaheads:
+        shape.with_lookahead(short)
+    return shape
