@@ -52,13 +52,25 @@ CONFIG, WEIGHTS, UNITS, LEXICON, G2P, LANGUAGE_MODEL, TAGGER = (
     "words.lm",
     "tagger.safetensors",
 )
+SETTING_MARK = ":"
 _PRIORS = "log_priors."
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Another use of the same weights: ``lookahead`` in place of the model's; ``search``, ``times`` and ``confidence``
+    where they differ from the folder's own."""
+
+    lookahead: tuple[int, ...]
+    search: SearchConfig | None = None
+    times: TimesConfig | None = None
+    confidence: ConfidenceConfig | None = None
 
 
 @dataclass(frozen=True)
 class FolderConfig:
     """The content of ``config.json``. ``head`` is the head that the search reads; without ``confidence`` words have
-    none."""
+    none; ``settings`` by name: shorter look-aheads of the same network."""
 
     model: ModelConfig
     features: FeatureConfig
@@ -71,7 +83,18 @@ class FolderConfig:
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
     times: TimesConfig = field(default_factory=TimesConfig)
     confidence: ConfidenceConfig | None = None
+    settings: dict[str, Setting] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for setting in self.settings.values():
+            self.model.with_lookahead(setting.lookahead)
+
+    def of_setting(self, name: str) -> FolderConfig:
+        """The configuration in one of its settings."""
+        chosen = self.settings[name]
+        own = {k: v for k in ("search", "times", "confidence") if (v := getattr(chosen, k)) is not None}
+        return dataclasses.replace(self, model=self.model.with_lookahead(chosen.lookahead), **own)
 
 
 class ModelFolder:
@@ -79,6 +102,7 @@ class ModelFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.setting = ""  # the model as it is
         self._language_model: Path | None = None  # in place of the folder's own
         self.config = read_config(path)
         for name in (WEIGHTS, UNITS, LEXICON):
@@ -95,14 +119,16 @@ class ModelFolder:
 
     @property
     def name(self) -> str:
-        """The model's name."""
-        return self.config.name or self.path.name
+        """The model's name, with its setting."""
+        return (self.config.name or self.path.name) + (SETTING_MARK + self.setting if self.setting else "")
 
     @property
     def fingerprint(self) -> str:
         """What tells this model from any other; a stream's state, which holds places in the network, the lexicon and
         the language model, belongs to one."""
         files = [self.config.files.get(name, "") for name in (WEIGHTS, UNITS, LEXICON, LANGUAGE_MODEL)]
+        if self.setting:
+            files.append(str(self.config.model.lookahead))
         return hashlib.sha256(" ".join(files).encode()).hexdigest()[:16]
 
     @property
@@ -131,6 +157,26 @@ class ModelFolder:
             raise LanguageModelError(f"cannot read the language model {path}: {error.strerror or error}") from None
         other.config = dataclasses.replace(self.config, files={**self.config.files, LANGUAGE_MODEL: digest})
         return other
+
+    def with_setting(self, name: str) -> ModelFolder:
+        """The same model in one of its settings, which are shorter look-aheads; states of streams belong to one.
+        Raises ModelError where the model has no such setting."""
+        if name not in self.config.settings:
+            known = ", ".join(self.config.settings) or "(none)"
+            raise ModelError(f"the model {self.name} has no setting '{name}': it has {known}")
+        other = copy.copy(self)
+        other.setting = name
+        other.config = self.config.of_setting(name)
+        return other
+
+    def update(self, **values: Any) -> None:
+        """Write ``search``, ``times`` or ``confidence`` into ``config.json``, for the setting that this is."""
+        config = read_config(self.path)
+        if self.setting:
+            settings = {**config.settings, self.setting: dataclasses.replace(config.settings[self.setting], **values)}
+            update_config(self.path, dataclasses.replace(config, settings=settings))
+        else:
+            update_config(self.path, dataclasses.replace(config, **values))
 
     def load_network(self, device: str = "cpu") -> AcousticModel:
         """The acoustic model in float32, ready for inference: without the head that only training uses."""
@@ -201,8 +247,12 @@ def models_folder() -> Path:
 
 
 def find_model(model: str | PathLike[str]) -> ModelFolder:
-    """A shipped model by name, or any model folder by path. Raises ModelError naming what exists."""
+    """A shipped model by name, or any model folder by path; ``MODEL:SETTING`` is one of its settings. Raises ModelError
+    naming what exists."""
     path = Path(model)
+    before, mark, setting = str(model).rpartition(SETTING_MARK)
+    if mark and setting.isidentifier() and not path.exists():
+        return find_model(before).with_setting(setting)
     if (path / CONFIG).is_file():
         return ModelFolder(path)
     shipped = models_folder() / path

@@ -17,7 +17,6 @@ from typing import TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from asr.checkpoint import update_config
 from asr.decoding.beam_search import BeamSearch
 from asr.decoding.confidence import (
     FEATURES,
@@ -129,7 +128,7 @@ def main(
     if out:
         out.write_text(text + "\n", encoding="utf-8")
     if write:
-        update_config(recognizer.folder.path, replace(recognizer.folder.config, confidence=config))
+        recognizer.folder.update(confidence=config)
     return 0
 
 

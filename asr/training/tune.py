@@ -16,7 +16,6 @@ from typing import TextIO
 
 import numpy as np
 
-from asr.checkpoint import update_config
 from asr.decoding.beam_search import BeamSearch
 from asr.decoding.endpoint import Endpointer
 from asr.decoding.hypothesis import Emissions
@@ -102,7 +101,7 @@ def main(
     if out:
         out.write_text(text + "\n", encoding="utf-8")
     if write:
-        update_config(recognizer.folder.path, replace(recognizer.folder.config, search=best.config))
+        recognizer.folder.update(search=best.config)
     return 0
 
 
