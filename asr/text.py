@@ -1,7 +1,7 @@
 """Normalisation of transcripts and texts to the words that the recogniser speaks of.
 
 Words are lower case ``a-z`` with inner apostrophes, separated by single spaces; numbers are written out as they are
-read. WER is measured on text in this form, so reference and hypothesis pass through the same function.
+read, titles as they are said. WER is measured on text in this form, so reference and hypothesis pass through the same function.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from asr.errors import UsageError
 
 _KEEP_APOSTROPHE = frozenset({"'tis", "'twas", "'em", "'cause", "'til", "'bout", "'round"})
 _QUOTES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "`": "'", "´": "'"})
+_TITLES = {"mr": "mister", "mrs": "missus", "dr": "doctor"}
+_TITLE = re.compile(r"\b(?:" + "|".join(_TITLES) + r")\b(?!')")
 _PLAIN = re.compile(r"[a-z' ]*")
 _SYMBOLS = {"&": " and ", "%": " percent ", "@": " at ", "+": " plus ", "=": " equals "}
 _SYMBOL = re.compile("[" + re.escape("".join(_SYMBOLS)) + "]")
@@ -30,13 +32,15 @@ _SEPARATORS = re.compile(r"[^a-z' ]+")
 
 
 def normalize(text: str) -> str:
-    """``text`` as lower-case words of ``a-z`` and inner apostrophes; numbers, money and some symbols written out.
+    """``text`` as lower-case words of ``a-z`` and inner apostrophes; numbers, money, Mr, Mrs, Dr and some symbols
+    written out.
 
     Raises :class:`UsageError` when the text holds digits and the ``train`` extra (num2words) is not installed.
     """
     text = text.translate(_QUOTES).lower()
     if not _PLAIN.fullmatch(text):
         text = _to_plain(text)
+    text = _TITLE.sub(lambda m: _TITLES[m.group()], text)
     if "'" in text:
         text = _APOSTROPHES.sub("'", text)  # two of them are a quotation mark in plain-text books
         text = " ".join(_trim(word) for word in text.split())

@@ -21,6 +21,8 @@ CASES = {
     "'Tis the 'season'": "'tis the season",
     "''Yes,'' he said to 'em'": "yes he said to 'em",
     "A.B.C.": "a b c",
+    "Mr. Fox and Mrs Fox; MR. and DR. No": "mister fox and missus fox mister and doctor no",
+    "amr drs mrsa": "amr drs mrsa",
     "naïve café": "naive cafe",
     "Straße, Łódź, Æther, Ørsted": "strasse lodz aether orsted",
     "ﬁne ℃ ＡＢ": "fine c ab",
