@@ -1,7 +1,8 @@
 """Normalisation of transcripts and texts to the words that the recogniser speaks of.
 
 Words are lower case ``a-z`` with inner apostrophes, separated by single spaces; numbers are written out as they are
-read, titles as they are said. WER is measured on text in this form, so reference and hypothesis pass through the same function.
+read, titles as they are said. WER is measured on text in this form, so reference and hypothesis pass through the same
+function.
 """
 
 from __future__ import annotations
