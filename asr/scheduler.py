@@ -128,10 +128,7 @@ class Scheduler:
             self._answers.append((id, Failed(error.code, str(error))))
             return
         except TypeError:
-            known = "hotwords, endpointing, lm and alternatives"
-            self._answers.append(
-                (id, Failed("usage", f"unknown option in {sorted(config.options)}: there are {known}"))
-            )
+            self._answers.append((id, Failed("usage", _unknown_option(config.options))))
             return
         stream.state.network = self.slots.hold(stream.state.network)
         self._sessions[id] = _Session(id, stream, decoder)
@@ -304,9 +301,13 @@ def _configure(session: _Session, changes: dict[str, Any]) -> list[Event]:
     try:
         return [Configured(session.stream.configure(**changes).to_dict())]
     except TypeError:
-        return [Rejected("usage", f"unknown option in {sorted(changes)}: use hotwords, endpointing, lm, alternatives")]
+        return [Rejected("usage", _unknown_option(changes))]
     except AsrError as error:
         return [Rejected(error.code, str(error))]
+
+
+def _unknown_option(options: Iterable[str]) -> str:
+    return f"unknown option in {sorted(options)}: use hotwords, endpointing, lm, alternatives"
 
 
 def _flush(session: _Session, id: str) -> list[Event]:

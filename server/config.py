@@ -20,15 +20,11 @@ from urllib.parse import urlsplit
 
 from asr.config import from_dict, require
 from asr.errors import ConfigError
-from server.limits import Limits
+from server.limits import Limits, setting
 
 ENVIRONMENT = "ASR_"
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 _FOREIGN = ("ASR_MODELS", "ASR_CONFIG")  # read elsewhere
-
-
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
@@ -36,31 +32,31 @@ class ServerConfig:
     """Settings of ``asr serve``. They hold from the start to the end of the process: nothing that a client sends
     changes them. :class:`ConfigError` for values that make no sense."""
 
-    host: str = _option("127.0.0.1", "address to listen on; 0.0.0.0 or :: for all")
-    port: int = _option(2700, "port to listen on; 0: any free one, which the log names")
-    model: str = _option("en", "shipped model or model folder")
-    device: str = _option("cpu", "cpu, cuda, cuda:1, ...")
-    precision: str = _option("fp16", "of the network's products: fp16, bf16 (faster on CPUs with AMX) or fp32")
-    search: str = _option("beam", "beam (with the language model) or greedy (faster)")
-    workers: int = _option(1, "server processes that share the port, each with an engine of its own")
-    engine_workers: int = _option(1, "engine processes of each server process")
-    threads: int = _option(1, "threads of each engine process")
-    wait_ms: float = _option(5.0, "the engine waits so long for more streams to join a step")
-    max_sessions: int = _option(200, "live sessions in all; more are refused (503, 1013)")
-    sessions_per_token: int = _option(0, "live sessions of one token; 0: as many as there are in all")
-    tls_cert: str = _option("", "certificate chain (PEM); with it the server speaks TLS only")
-    tls_key: str = _option("", "private key of the certificate (PEM)")
-    tokens: str = _option("", "file of tokens, one a line, # comments; without it everyone may connect")
-    origins: str = _option("", "web pages that may connect, with commas (https://a.example); empty: any")
-    session_store: str = _option("memory", "where dropped sessions wait: memory, redis://HOST:PORT/DB or rediss://")
-    store_bytes: int = _option(256_000_000, "most bytes of dropped sessions in memory; the oldest go first")
-    drain_seconds: float = _option(30.0, "after SIGTERM, running sessions have so long to finish")
-    retry_after_seconds: int = _option(5, "what a refused client is told to wait")
-    refuse_lag_ms: float = _option(3000.0, "new sessions are refused while those of live clients are later than this")
-    ping_seconds: float = _option(20.0, "a ping after so much, and its answer within as much again")
-    metrics: bool = _option(True, "answer GET /metrics")
-    log_level: str = _option("info", "debug, info, warning or error")
-    log_transcripts: bool = _option(False, "write final texts into the log, which is otherwise free of speech")
+    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 or :: for all")
+    port: int = setting(2700, "port to listen on; 0: any free one, which the log names")
+    model: str = setting("en", "shipped model or model folder")
+    device: str = setting("cpu", "cpu, cuda, cuda:1, ...")
+    precision: str = setting("fp16", "of the network's products: fp16, bf16 (faster on CPUs with AMX) or fp32")
+    search: str = setting("beam", "beam (with the language model) or greedy (faster)")
+    workers: int = setting(1, "server processes that share the port, each with an engine of its own")
+    engine_workers: int = setting(1, "engine processes of each server process")
+    threads: int = setting(1, "threads of each engine process")
+    wait_ms: float = setting(5.0, "the engine waits so long for more streams to join a step")
+    max_sessions: int = setting(200, "live sessions in all; more are refused (503, 1013)")
+    sessions_per_token: int = setting(0, "live sessions of one token; 0: as many as there are in all")
+    tls_cert: str = setting("", "certificate chain (PEM); with it the server speaks TLS only")
+    tls_key: str = setting("", "private key of the certificate (PEM)")
+    tokens: str = setting("", "file of tokens, one a line, # comments; without it everyone may connect")
+    origins: str = setting("", "web pages that may connect, with commas (https://a.example); empty: any")
+    session_store: str = setting("memory", "where dropped sessions wait: memory, redis://HOST:PORT/DB or rediss://")
+    store_bytes: int = setting(256_000_000, "most bytes of dropped sessions in memory; the oldest go first")
+    drain_seconds: float = setting(30.0, "after SIGTERM, running sessions have so long to finish")
+    retry_after_seconds: int = setting(5, "what a refused client is told to wait")
+    refuse_lag_ms: float = setting(3000.0, "new sessions are refused while those of live clients are later than this")
+    ping_seconds: float = setting(20.0, "a ping after so much, and its answer within as much again")
+    metrics: bool = setting(True, "answer GET /metrics")
+    log_level: str = setting("info", "debug, info, warning or error")
+    log_transcripts: bool = setting(False, "write final texts into the log, which is otherwise free of speech")
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
