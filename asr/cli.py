@@ -85,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(add("train", "train a model, or go on training one", _train))
     _add_eval(add("eval", "measure the error rates of a model", _eval))
     _add_calibrate(add("calibrate", "fit a model's confidences to held-out speech and measure them", _calibrate))
+    _add_synth(add("synth", "make training speech from texts by speech engines", _synth))
     _add_serve(add("serve", "serve live streams over WebSockets", _serve))
     _add_client(add("mic", "recognise live what a microphone hears", _mic), "mic")
     _add_client(add("stream", "send a file or a pipe to a server, and print what it hears", _stream), "stream")
@@ -244,6 +245,46 @@ def _calibrate(args: argparse.Namespace) -> int:
     from asr.training.calibrate import main
 
     return main(args.model, args.dev, limit=args.limit, out=args.out, write=args.write, device=args.device)
+
+
+def _add_synth(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "texts", nargs="+", metavar="TEXT", help="texts as for 'asr lm build'; each TEXT (A+B: both) gives as much"
+    )
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE.tsv", help="table to write")
+    parser.add_argument("--hours", type=float, metavar="H", help="about so much speech")
+    parser.add_argument("--sentences", type=_positive, metavar="N", help="so many sentences at most")
+    parser.add_argument(
+        "--voices", type=_names, metavar="V,...",
+        help="engine or engine:voice, as flite,festival:kal_diphone (default: all that are here and are understood)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--known", nargs="+", action="extend", metavar="TABLE", help="training tables; what they lack is spoken first"
+    )
+    parser.add_argument("--coverage", type=float, metavar="X", help="share of sentences that are chosen for it (0.5)")
+    parser.add_argument("--lexicon", metavar="FILE", help="dictionary like CMUdict, or .lex (default: of model en)")
+    parser.add_argument("--agreement", type=float, metavar="X", help="share of phones that must be the lexicon's (0.9)")
+    for name, what in (("rate", "speed"), ("pitch", "pitch"), ("formants", "formants and pitch, by resampling")):
+        parser.add_argument(f"--{name}", type=_range, metavar="LOW-HIGH", help=f"range of factors on {what}")
+    parser.add_argument("--speakers", type=_positive, metavar="N", help="settings of pitch and formants per voice (8)")
+    parser.add_argument("--words", type=_range, metavar="LOW-HIGH", help="words of a sentence (4-35)")
+    parser.add_argument("--longest", type=float, metavar="S", help="longest sentence in seconds at the usual rate (14)")
+    parser.add_argument("--bitrate", type=_positive, metavar="N", help="of the Opus files, bit/s (24000)")
+    parser.add_argument("--seed", type=_not_negative, metavar="N", help="of every random choice (1)")
+    parser.add_argument("--jobs", type=_positive, default=1, metavar="N", help="engines that run at once (1)")
+    parser.add_argument("--quiet", action="store_true", help="do not say what is being done")
+
+
+def _synth(args: argparse.Namespace) -> int:
+    from asr.training import synth
+
+    rest = ("texts", "out", "jobs", "quiet", "run", "debug")
+    given = {name: value for name, value in vars(args).items() if name not in rest and value is not None}
+    config = synth.config_of([_texts(text) for text in args.texts], **given)
+    report = synth.main(config, args.out, jobs=args.jobs, progress=not args.quiet)
+    for line in report.lines():
+        print(line)
+    return 0
 
 
 def _add_manifests(parser: argparse.ArgumentParser, name: str, help: str) -> None:
@@ -472,6 +513,14 @@ def _weights(text: str) -> list[float]:
     if not all(0.0 <= value < math.inf for value in values):
         raise argparse.ArgumentTypeError(f"must be numbers of at least 0 with commas between them, not '{text}'")
     return values
+
+
+def _range(text: str) -> tuple[float, float]:
+    try:
+        low, _, high = text.partition("-")
+        return float(low), float(high)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be two numbers with a dash between them, not '{text}'") from None
 
 
 def _positive(text: str) -> int:
