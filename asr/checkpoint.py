@@ -4,7 +4,7 @@
 
     models/<name>/
         config.json           shape of network and features, search settings, SHA-256 of every other file
-        acoustic.safetensors  weights, fp16; global mean and deviation of the features; log priors of the units
+        acoustic.safetensors  weights, fp16 or int8; global mean and deviation of the features; log priors of units
         units.json            units of every head
         lexicon.lex           words and pronunciations
         g2p.bin               grapheme-to-phoneme model for words outside the lexicon (optional)
@@ -182,16 +182,18 @@ class ModelFolder:
         """The acoustic model in float32, ready for inference: without the head that only training uses."""
         import torch
 
+        from asr import int8
         from asr.model import AcousticModel, fewer_taps
 
         # Not on the meta device: that imports a second's worth of torch.
         model = AcousticModel(dataclasses.replace(self.config.model, intermediate=0), initial=False)
         weights = self._tensors(lambda name: not name.startswith((_PRIORS, "intermediate.")))
         try:
+            weights = int8.read_tensors(weights)
             # Copies: tensors of the mapped file would change with it.
             copies = {k: v.to(torch.float32, copy=True) for k, v in weights.items()}
             model.load_state_dict(fewer_taps(copies, self.config.model), assign=True)
-        except RuntimeError as error:
+        except (RuntimeError, ModelError) as error:
             detail = str(error).splitlines()[-1].strip()
             raise ModelError(f"{self.path / WEIGHTS} does not fit {CONFIG}: {detail}") from None
         return model.requires_grad_(False).eval().to(device)
@@ -310,6 +312,29 @@ def save_folder(
     for name, source in files.items():
         if source.resolve() != (path / name).resolve():
             shutil.copyfile(source, path / name)
+    update_config(path, config)
+
+
+def save_int8(folder: ModelFolder, path: Path) -> None:
+    """Write a copy of a model folder, all its settings included, whose matrices are integers of 8 bits
+    (:mod:`asr.int8`): half the bytes. Every command loads it as any other; it is another model to states of streams.
+    Raises ModelError where ``path`` exists."""
+    import shutil
+
+    from safetensors.torch import save_file
+
+    from asr import int8
+
+    if path.exists():
+        raise ModelError(f"{path} exists already: give a folder that is to be made")
+    config = read_config(folder.path)
+    path.mkdir(parents=True)
+    tensors = folder._tensors(lambda name: not name.startswith("intermediate."))
+    save_file({name: t.contiguous() for name, t in int8.write_tensors(tensors).items()}, path / WEIGHTS)
+    notes = [file.name for pattern in ("*.md", "LICENSE*") for file in folder.path.glob(pattern)]
+    for name in (*config.files, *notes):
+        if name != WEIGHTS:
+            shutil.copyfile(folder.path / name, path / name)
     update_config(path, config)
 
 

@@ -12,14 +12,20 @@ a multiple of 16; else some numbers come from another routine for the rest of a 
 With bf16, products run on the CPU's matrix unit, where it has one: with many streams the network takes half the time.
 Sums are still single, but inputs and outputs of products are rounded to 8 bits of precision, as they are in training.
 
-Integers of 8 bits are not here: only activations of 7 bits, too, make them faster, and those change probabilities.
-`benchmarks/network.py` times their product.
+With int8, matrices are integers of 8 bits with a scale for each row (:mod:`asr.int8`); convolutions and heads stay in
+half precision. FBGEMM's product of integers wants integers on both sides. Each row of activations is scaled by its
+largest value, cut into a high and a low part of 8 bits, and both parts are multiplied at once: that keeps 15 bits of
+the activations, and what is lost is a tenth of what half precision loses in the weights. Sums of integers are exact, so
+a row's result is the same to the bit in any company. On CPUs without VNNI, sums of products of 8 bits overflow in this
+kernel; there the parts have 7 bits. A stream or a few are faster than in half precision, many are as fast
+(`benchmarks/network.py`).
 """
 
 from __future__ import annotations
 
 import copy
 import warnings
+from functools import cache
 from typing import Any, Literal, get_args
 
 import torch
@@ -27,11 +33,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from asr.errors import UsageError
+from asr.int8 import LARGEST, dequantise, quantise
 from asr.model import KERNEL, AcousticModel, FrontEnd, LookAhead, RecurrentLayer
 
 __all__ = ["PRECISION", "PRECISIONS", "Precision", "inference_form", "supports"]
 
-Precision = Literal["fp32", "fp16", "bf16"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 PRECISION: Precision = "fp16"  # the default: faster, and no number changes by more than the order of sums does
 _ENGINE = "fbgemm"
@@ -42,17 +49,18 @@ def inference_form(model: AcousticModel, precision: str) -> AcousticModel:
 
     Steps, states and their bytes are as those of ``model``. ``precision`` is one of :data:`PRECISIONS`; the result is
     ``model`` itself for fp32, where this machine has no such kernels, and for a model that cannot stream; where it has
-    none for bf16 but for fp16, the form of fp16. Raises UsageError for another precision.
+    none for bf16 or int8 but for fp16, the form of fp16 (for int8 of the same rounded weights). Raises UsageError for
+    another precision.
     """
     if precision not in PRECISIONS:
         raise UsageError(f"there is no precision '{precision}': use one of {', '.join(PRECISIONS)}")
-    if precision == "bf16" and not supports(precision, model.front_end.mean.device):
-        precision = "fp16"
-    if precision == "fp32" or model.config.bidirectional or not supports(precision, model.front_end.mean.device):
+    device, kind = model.front_end.mean.device, _KINDS.get(precision, _HalfProduct)
+    if not supports(precision, device):
+        precision, kind = "fp16", _RoundedProduct if precision == "int8" else _HalfProduct
+    if precision == "fp32" or model.config.bidirectional or not supports(precision, device):
         return model
     tensors: tuple[Tensor, ...] = (*model.parameters(), *model.buffers())
     form = copy.deepcopy(model, {id(t): t for t in tensors})  # new modules around the same tensors
-    kind = _KINDS[precision]
     form.front_end = _PackedFrontEnd(model.front_end, kind)
     for i, layer in enumerate(model.recurrent):
         assert isinstance(layer, RecurrentLayer)
@@ -61,7 +69,7 @@ def inference_form(model: AcousticModel, precision: str) -> AcousticModel:
         assert isinstance(ahead, LookAhead)
         ahead.linear = kind.of(ahead.linear)
     for name, head in model.heads.items():
-        form.heads[name] = kind.of(head)
+        form.heads[name] = kind.small.of(head)
     form.packed_parameters = model.parameter_count - sum(p.numel() for p in form.parameters())
     return form.eval().requires_grad_(False)
 
@@ -70,7 +78,7 @@ def supports(precision: str, device: torch.device | str = "cpu") -> bool:
     """Whether this machine's CPU and this build of torch have the kernels of ``precision``."""
     if precision == "fp32":
         return True
-    if torch.device(device).type != "cpu" or (precision == "fp16" and not _has_fbgemm()):
+    if torch.device(device).type != "cpu" or (precision in ("fp16", "int8") and not _has_fbgemm()):
         return False
     if precision == "bf16" and not _has_bf16():
         return False
@@ -99,6 +107,7 @@ class _Product(nn.Module):
 
     bias: Tensor | None
     inputs = torch.float32  # what it reads; others are turned into it
+    small: type[_Product]  # the kind of products with few weights: convolutions and heads
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
@@ -156,8 +165,65 @@ class _BfloatProduct(_Product):
         return y if self.bias is None else y.add_(self.bias)
 
 
+class _RoundedProduct(_HalfProduct):
+    """Weights rounded to 8 bits and read in half precision, where there is no product of integers."""
+
+    def _pack(self, weight: Tensor) -> Any:
+        return super()._pack(dequantise(*quantise(weight)))
+
+
+class _IntegerProduct(_Product):
+    """Weights in 8 bits; inputs in two parts of 8 (or 7) bits with a scale for each row; sums of integers (FBGEMM)."""
+
+    def _pack(self, weight: Tensor) -> Any:
+        integers, scales = quantise(weight)
+        self.levels = _levels()
+        return _pack_integers(integers, scales)
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        step = 1 / self.levels
+        scale = torch.linalg.vector_norm(x, float("inf"), dim=1, keepdim=True).clamp_min_(_TINY)
+        x = x / scale
+        low = torch.frac(x * self.levels)
+        parts = torch.cat((torch.sub(x, low, alpha=step), low))
+        high, low = _multiply_integers(parts, self.packed, self.levels).split(len(x))
+        y = torch.add(high, low, alpha=step).mul_(scale)
+        return y if self.bias is None else y.add_(self.bias)
+
+
+def _pack_integers(integers: Tensor, scales: Tensor) -> Any:
+    zeros = torch.zeros(len(integers), dtype=torch.long)
+    weight = torch._make_per_channel_quantized_tensor(integers, scales.double(), zeros, 0)
+    engine = torch.backends.quantized.engine
+    torch.backends.quantized.engine = _ENGINE
+    try:
+        return torch.ops.quantized.linear_prepack(weight, None)
+    finally:
+        torch.backends.quantized.engine = engine
+
+
+def _multiply_integers(x: Tensor, packed: Any, levels: int) -> Tensor:
+    """``x``: (rows, inputs) from -1 to 1, rounded to multiples of 1 / levels."""
+    operators: Any = torch.ops.quantized
+    y: Tensor = operators.linear_with_input_q_dq_qweight_dq_output_fp32(x, 1 / levels, levels + 1, packed)
+    return y
+
+
+@cache
+def _levels() -> int:
+    """Positive values that a part of an activation can have: 127, or 63 where sums of two products of 8 bits overflow
+    16 bits in the kernel (CPUs without VNNI)."""
+    ones = torch.ones(1, 64)
+    packed = _pack_integers(torch.full((16, 64), LARGEST, dtype=torch.int8), torch.ones(16))
+    return LARGEST if bool((_multiply_integers(ones, packed, LARGEST) == 64 * LARGEST).all()) else LARGEST // 2
+
+
+_TINY = 1e-30  # in place of the largest value of a row of zeros
 _ROWS = 64  # for which oneDNN lays the weights out
-_KINDS: dict[str, type[_Product]] = {"fp16": _HalfProduct, "bf16": _BfloatProduct}
+_HalfProduct.small = _HalfProduct
+_BfloatProduct.small = _BfloatProduct
+_IntegerProduct.small = _HalfProduct
+_KINDS: dict[str, type[_Product]] = {"fp16": _HalfProduct, "bf16": _BfloatProduct, "int8": _IntegerProduct}
 
 
 class _PackedFrontEnd(FrontEnd):
@@ -168,7 +234,7 @@ class _PackedFrontEnd(FrontEnd):
         self.register_buffer("mean", plain.mean)
         self.register_buffer("deviation", plain.deviation)
         convolutions = (plain.conv1, plain.conv2)
-        self.products = nn.ModuleList(kind(c.weight.permute(0, 2, 3, 1).flatten(1), c.bias) for c in convolutions)
+        self.products = nn.ModuleList(kind.small(c.weight.permute(0, 2, 3, 1).flatten(1), c.bias) for c in convolutions)
         self.strides = [c.stride for c in convolutions]
         weight, channels = plain.project.weight, plain.conv2.out_channels
         self.inputs = kind.inputs

@@ -111,14 +111,17 @@ def stream(form, head, frames, size, company=0):
 
 def products(plain, count):
     """Microseconds of one layer's product, weights of all layers in turn, by kernel."""
+    from asr.inference import _IntegerProduct, _pack_integers
+    from asr.int8 import quantise
+
     weights = [p for name, p in plain.named_parameters() if "weight_ih" in name]
     x = torch.randn(count, weights[0].shape[1]).tanh()
     kernels = {
         "fp32": (lambda w: w, torch.nn.functional.linear),
         "bf16": (torch.Tensor.bfloat16, lambda x, w: torch.nn.functional.linear(x.bfloat16(), w).float()),
         "fp16 weights": (torch.fbgemm_pack_gemm_matrix_fp16, half),
-        "int8 weights, 7-bit activations": (integers, seven_bits),
-        "the same, two parts": (integers, two_parts),
+        "int8 weights, two parts of activations": (_IntegerProduct, lambda x, product: product.rows(x)),
+        "int8 weights, 8-bit activations": (lambda w: _pack_integers(*quantise(w)), eight_bits),
         "int8 weights, bf16 activations": (scaled, lambda x, w: torch._weight_int8pack_mm(x.bfloat16(), *w).float()),
     }
     results = []
@@ -142,34 +145,17 @@ def half(x, packed):
     return torch.fbgemm_linear_fp16_weight_fp32_activation(x, packed, None)
 
 
-def integers(weight):
-    scale, zero = weight.abs().amax(1).double() / 127, torch.zeros(len(weight), dtype=torch.long)
-    torch.backends.quantized.engine = "fbgemm"
-    return torch.ops.quantized.linear_prepack(torch.quantize_per_channel(weight, scale, zero, 0, torch.qint8), None)
+def eight_bits(x, packed):
+    """A scale per row, so that a stream does not depend on its company."""
+    from asr.inference import _multiply_integers
+
+    scale = torch.linalg.vector_norm(x, float("inf"), dim=1, keepdim=True)
+    return _multiply_integers(x / scale, packed, 127).mul_(scale)
 
 
 def scaled(weight):
     scale = weight.abs().amax(1) / 127
     return (weight / scale[:, None]).round().to(torch.int8), scale.bfloat16()
-
-
-def seven_bits(x, packed):
-    """A scale per row, so that a stream does not depend on its company; more bits overflow 16-bit sums of old CPUs."""
-    scale = torch.linalg.vector_norm(x, float("inf"), dim=1, keepdim=True)
-    return multiply_integers(x / scale, packed).mul_(scale)
-
-
-def two_parts(x, packed):
-    """Activations as high and low part of 7 bits each."""
-    scale = torch.linalg.vector_norm(x, float("inf"), dim=1, keepdim=True)
-    x = x / scale
-    low = torch.frac(x * 64)
-    high, low = multiply_integers(torch.cat((torch.sub(x, low, alpha=1 / 64), low)), packed).split(len(x))
-    return torch.add(high, low, alpha=1 / 64).mul_(scale)
-
-
-def multiply_integers(x, packed):
-    return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(x, 1 / 64, 64, packed)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Word error rates of the same utterances with the weights read in each precision.
 
-OMP_NUM_THREADS=1 python benchmarks/precision.py --data dev.tsv... [--limit 60] [--model en] [--precisions fp16 bf16]
+OMP_NUM_THREADS=1 python benchmarks/precision.py --data dev.tsv... [--limit 60] [--model en] [--precisions fp16 bf16 int8]
 """
 
 import argparse
@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--model", default="en")
     parser.add_argument("--data", nargs="+", type=Path, required=True)
     parser.add_argument("--limit", type=int, default=60, help="utterances of each table")
-    parser.add_argument("--precisions", nargs="+", default=["fp16", "bf16"])
+    parser.add_argument("--precisions", nargs="+", default=["fp16", "bf16", "int8"])
     args = parser.parse_args()
     torch.set_num_threads(1)
     for precision in args.precisions:

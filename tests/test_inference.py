@@ -1,5 +1,6 @@
 """asr.inference: the form that recognises computes what the plain network does, to the bit alike in any cutting."""
 
+import copy
 import dataclasses
 import warnings
 from collections.abc import Sequence
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from asr import batching
 from asr.errors import UsageError
-from asr.inference import PRECISIONS, inference_form, supports
+from asr.inference import PRECISIONS, _IntegerProduct, inference_form, supports
+from asr.int8 import dequantise, quantise
 from asr.model import AcousticModel
 
 CELLS = ("lstm", "gru", "rnn")
@@ -162,8 +164,8 @@ def test_a_model_that_cannot_stream_stays_plain() -> None:
 
 
 def test_unknown_precisions_are_refused(models: dict[str, AcousticModel]) -> None:
-    assert PRECISIONS == ("fp32", "fp16", "bf16")
-    with pytest.raises(UsageError, match="there is no precision 'int3': use one of fp32, fp16, bf16"):
+    assert PRECISIONS == ("fp32", "fp16", "bf16", "int8")
+    with pytest.raises(UsageError, match="there is no precision 'int3': use one of fp32, fp16, bf16, int8"):
         inference_form(models["lstm"], "int3")
 
 
@@ -207,3 +209,84 @@ def test_bfloat16_without_a_matrix_unit_is_half_precision(
     with torch.inference_mode():
         first, second = (form.step(frames, form.begin())[0]["phones"] for form in forms)
     assert torch.equal(first, second)
+
+
+# --- integers of 8 bits ---------------------------------------------------------------------------------------------
+
+needs_integers = pytest.mark.skipif(not supports("int8"), reason="this CPU or this torch has no product of integers")
+
+
+@pytest.fixture(scope="module")
+def rounded(models: dict[str, AcousticModel]) -> dict[str, tuple[AcousticModel, AcousticModel]]:
+    """Of each cell the plain network with matrices rounded to 8 bits, and the form of 8 bits of the unrounded one."""
+    made = {}
+    for cell, model in models.items():
+        plain = copy.deepcopy(model)
+        for name, parameter in plain.named_parameters():
+            if parameter.dim() == 2 and not name.startswith("heads."):
+                parameter.data.copy_(dequantise(*quantise(parameter)))
+        made[cell] = plain, inference_form(model, "int8")
+    return made
+
+
+@needs_integers
+@pytest.mark.parametrize("levels", [127, 63])
+def test_a_product_of_integers(levels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the same product in double precision; a row of zeros, and rows of very large and very small numbers."""
+    monkeypatch.setattr("asr.inference._levels", lambda: levels)
+    generator = torch.Generator().manual_seed(1)
+    weight, bias = torch.randn(48, 70, generator=generator), torch.randn(48, generator=generator)
+    x = torch.randn(9, 70, generator=generator)
+    x[3], x[4], x[5] = 0.0, 1e4 * x[4], 1e-6 * x[5]
+    linear = torch.nn.Linear(70, 48)
+    linear.weight.data, linear.bias.data = weight, bias
+    given = _IntegerProduct.of(linear)(x)
+    exact = x.double() @ dequantise(*quantise(weight)).double().T + bias.double()
+    size = x.abs().amax(1, keepdim=True).double() + 1e-3  # what is lost is in proportion to a row's largest value
+    assert ((given - exact).abs() / size).max() < 20 / levels**2
+    assert torch.equal(given[3], bias)
+
+
+def test_weights_survive_being_rounded_twice() -> None:
+    weight = torch.randn(40, 30, generator=torch.Generator().manual_seed(2)) * torch.logspace(-6, 3, 40)[:, None]
+    weight[7] = 0.0
+    integers, scales = quantise(weight)
+    assert integers.dtype == torch.int8 and (dequantise(integers, scales) - weight).abs().max() <= scales.max() * 0.51
+    again, _ = quantise(dequantise(integers, scales))
+    assert torch.equal(again, integers) and not dequantise(integers, scales)[7].any()
+
+
+@needs_integers
+@pytest.mark.parametrize("cell", CELLS)
+def test_integers_compute_what_rounded_weights_do(
+    rounded: dict[str, tuple[AcousticModel, AcousticModel]], frames: Tensor, cell: str
+) -> None:
+    plain, form = rounded[cell]
+    assert form.packed_parameters > 0 and form.parameter_count == plain.parameter_count
+    ours, theirs = emissions(form, frames, [5]), emissions(plain, frames, [5])
+    assert (ours.exp() - theirs.exp()).abs().max() < 5e-3  # the heads' random weights are large
+
+
+@needs_integers
+@pytest.mark.parametrize("cell", CELLS)
+def test_with_integers_cutting_and_company_change_no_bit(
+    rounded: dict[str, tuple[AcousticModel, AcousticModel]], frames: Tensor, cell: str
+) -> None:
+    form = rounded[cell][1]
+    whole = emissions(form, frames, [len(frames)])
+    for sizes, company in (([1], 0), ([2], 0), ([3, 11, 4], 0), ([5], 1), ([5], 6), ([40], 15)):
+        assert torch.equal(emissions(form, frames, sizes, company), whole), (sizes, company)
+
+
+@needs_half
+def test_without_a_product_of_integers_rounded_weights_are_read_in_half_precision(
+    rounded: dict[str, tuple[AcousticModel, AcousticModel]],
+    models: dict[str, AcousticModel],
+    frames: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("asr.inference.supports", lambda precision, device: precision != "int8")
+    form = inference_form(models["lstm"], "int8")
+    ours, theirs = emissions(form, frames, [5]), emissions(rounded["lstm"][0], frames, [5])
+    assert (ours.exp() - theirs.exp()).abs().max() < 0.02  # rounded weights are none of half precision, quite
+    assert (ours - emissions(models["lstm"], frames, [5])).abs().max() > 1e-3
