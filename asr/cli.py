@@ -183,20 +183,28 @@ def _models(args: argparse.Namespace) -> int:
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="training configuration (TOML)")
-    _add_manifests(parser, "--data", "what to train on")
-    _add_manifests(parser, "--dev", "what to measure on while training")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config", type=Path, metavar="FILE", help="training configuration or recipe of your own (TOML)")
+    what.add_argument("--recipe", metavar="NAME", help="small, librispeech-100 or librispeech-960 (docs/training.md)")
+    _add_manifests(parser, "--data", "what to train on (default: the recipe's)", required=False)
+    _add_manifests(parser, "--dev", "what to measure on while training (default: the recipe's)", required=False)
+    parser.add_argument(
+        "--set", dest="changes", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
+        help="other settings than the file's, as optimizer.peak_rate=5e-4 or noise=noise.tsv; STAGE:KEY=VALUE: of one",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("run"), metavar="DIR", help="checkpoints and curves (./run)")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the --out folder")
     parser.add_argument("--init", metavar="NAME|DIR", help="start from this model's weights (fine-tuning)")
+    parser.add_argument("--lm", type=Path, metavar="FILE", help="language model of the result (default: the recipe's)")
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where downloads go (default: ~/.cache/asr)")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, ...; several GPUs: run with torchrun")
 
 
 def _train(args: argparse.Namespace) -> int:
     from asr.training.run import main
 
-    names = ("config", "data", "dev", "out", "resume", "init", "device")
-    return main(**{name: getattr(args, name) for name in names}) or 0
+    names = ("config", "recipe", "data", "dev", "changes", "out", "resume", "init", "data_dir", "device")
+    return main(**{name: getattr(args, name) for name in names}, language_model=args.lm) or 0
 
 
 def _add_eval(parser: argparse.ArgumentParser) -> None:
@@ -287,9 +295,12 @@ def _synth(args: argparse.Namespace) -> int:
     return 0
 
 
-def _add_manifests(parser: argparse.ArgumentParser, name: str, help: str) -> None:
+def _add_manifests(parser: argparse.ArgumentParser, name: str, help: str, required: bool = True) -> None:
     help = f"{help}: TSV files with columns audio, text, ... or librispeech:PART"
-    parser.add_argument(name, nargs="+", action="extend", required=True, metavar="MANIFEST", help=help)
+    parser.add_argument(
+        name, nargs="+", action="extend", default=None if required else [], required=required, metavar="MANIFEST",
+        help=help,
+    )  # fmt: skip
 
 
 # --- asr serve ------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Which recurrent cell, and what becomes of gradients over time: equal networks, trained alike for the same short time.
 
-    OMP_NUM_THREADS=1 python benchmarks/recurrence.py --config recipes/small.toml --out runs/recurrence --minutes 30 \\
-        --data train.tsv --dev dev.tsv [--cells lstm gru] [--words models/en]
+    OMP_NUM_THREADS=1 python benchmarks/recurrence.py --config benchmarks/recurrence.toml --out runs/recurrence \\
+        --minutes 30 --data train.tsv --dev dev.tsv [--cells lstm gru] [--words models/en]
     python benchmarks/recurrence.py --merge --out runs/recurrence
 
 Cells are `lstm`, `gru`, `rnn` and `bidirectional` (an LSTM without look-ahead layers: it hears all of the future

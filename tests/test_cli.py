@@ -211,14 +211,22 @@ def test_train(called: list[dict[str, Any]]) -> None:
     assert main(["train", "--config", "c.toml", "--data", "a.tsv", "b.tsv", "--dev", "d.tsv", "--data", "e.tsv"]) == 0
     needed = ["--config", "c", "--data", "a", "--dev", "d"]
     assert main(["train", *needed, "--out", "o", "--resume", "--init", "en", "--device", "cuda"]) == 0
-    plain, full = called
+    more = ["--set", "batch_seconds=60", "noise=n.tsv", "--data-dir", "d", "--lm", "words.arpa"]
+    assert main(["train", "--recipe", "librispeech-100", *more]) == 0
+    plain, full, recipe = called
+    nothing = {"recipe": None, "changes": [], "data_dir": None, "language_model": None}
     assert plain == {
         "config": Path("c.toml"), "data": ["a.tsv", "b.tsv", "e.tsv"], "dev": ["d.tsv"], "out": Path("run"),
-        "resume": False, "init": None, "device": "cpu",
+        "resume": False, "init": None, "device": "cpu", **nothing,
     }  # fmt: skip
     assert full == {
         "config": Path("c"), "data": ["a"], "dev": ["d"], "out": Path("o"),
-        "resume": True, "init": "en", "device": "cuda",
+        "resume": True, "init": "en", "device": "cuda", **nothing,
+    }  # fmt: skip
+    assert recipe == {
+        "config": None, "recipe": "librispeech-100", "data": [], "dev": [], "out": Path("run"), "resume": False,
+        "init": None, "device": "cpu", "changes": ["batch_seconds=60", "noise=n.tsv"], "data_dir": Path("d"),
+        "language_model": Path("words.arpa"),
     }  # fmt: skip
 
 

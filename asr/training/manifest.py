@@ -125,10 +125,12 @@ def _foreign_letters(text: str) -> Iterator[str]:
 
 
 def _librispeech(name: str) -> list[Utterance]:
-    """A LibriSpeech part through torchaudio.datasets, downloaded to ``~/.cache/asr`` when it is not there."""
+    """A LibriSpeech part through torchaudio.datasets, downloaded when it is not in :func:`data_folder`."""
     from torchaudio.datasets import LIBRISPEECH as Dataset
 
-    root = Path.home() / ".cache" / "asr"
+    from asr.training.download import data_folder
+
+    root = data_folder()
     where = f"{LIBRISPEECH}{name}"
     try:
         root.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,9 +28,12 @@ from asr.lexicon import PHONES, Lexicon, build_lexicon
 from asr.model import AcousticModel
 from asr.training.batches import NO_AUGMENT, Batch, BatchMaker, BatchPlan, TrainingSet
 from asr.training.cache import PLAIN, Shard, build, load_rooms
+from asr.training.download import data_folder, librispeech
 from asr.training.export import PRIOR_BATCHES, export
+from asr.training.finish import finish
 from asr.training.made_sounds import made_sounds
-from asr.training.manifest import Utterance, read_corpora, read_manifest, read_table
+from asr.training.manifest import LIBRISPEECH, Utterance, read_corpora, read_manifest, read_table
+from asr.training.recipe import Plan, after_another, find_recipe, read_plan, with_data_of
 from asr.training.report import Reporter, plot_curves
 from asr.training.train import (
     CHECKPOINT,
@@ -40,7 +44,6 @@ from asr.training.train import (
     model_config,
     own_device,
     read_checkpoint,
-    read_config,
     wait_for_all,
 )
 from asr.vocabulary import BpeVocabulary, CharacterVocabulary, PhoneVocabulary, Vocabulary, vocabulary_from_dict
@@ -48,24 +51,39 @@ from asr.vocabulary import BpeVocabulary, CharacterVocabulary, PhoneVocabulary, 
 log = logging.getLogger("asr.train")
 MODEL = "model"  # folder of the exported model within the run's
 SETTINGS = "run.json"  # what the run was started with
+DONE = "done.json"  # which stages are done, and whether the recipe is
+FINISH = "finish"  # in that list: language model, search and measurement
 STOPPED = 130  # exit status: 128 + SIGINT, as shells have it
 _HELD_OUT = 10  # every tenth noise is left for tests
 
 
 def main(
-    config: Path,
+    config: Path | None,
     data: Sequence[str],
     dev: Sequence[str],
     out: Path,
     resume: bool = False,
     init: str | None = None,
     device: str = "cpu",
+    recipe: str | None = None,
+    changes: Sequence[str] = (),
+    language_model: Path | None = None,
+    data_dir: Path | None = None,
 ) -> int:
     """Train a model and write it to ``out/model``. Returns 0, or 130 when it was stopped early (resumable).
 
+    ``config``: a file, or ``recipe``: the name of one of the package; ``changes`` to its settings (see
+    :func:`~asr.training.recipe.read_plan`); ``data`` and ``dev``: manifests, ``language_model`` of the exported model:
+    by default the recipe's; ``data_dir``: where downloads go.
+
     Under torchrun every process calls this. Raises errors of :mod:`asr.errors` for whatever the user gave wrong.
     """
-    settings = read_config(config)
+    if (config is None) == (recipe is None):
+        raise UsageError("give either --config FILE or --recipe NAME")
+    plan = read_plan(config or find_recipe(recipe or ""), changes)
+    data, dev, test = with_data_of(plan, data, dev)
+    if data_dir is not None:
+        os.environ["ASR_DATA"] = str(data_dir.resolve())
     device = own_device(device)
     rank, world = initialise_processes(device)
     logging.basicConfig(
@@ -73,39 +91,138 @@ def main(
     )
     if world > 1 and device == "cpu":
         torch.set_num_threads(1)
-    saved, init = _check_folder(out, resume, init)
-    start = find_model(init) if init else None
-    if start:
-        settings = _like(settings, start)
-    wait_for_all(world)  # nobody writes before all have looked
+    run = _Run(plan, data, dev, out, device, rank, world)
+    run.check(resume)
     if rank == 0:
-        out.mkdir(parents=True, exist_ok=True)
-        _write_settings(out, settings, data, dev, init, world)
-    prepared = prepare(settings, data, dev, out, start, saved, rank, world)
-    model = _model(settings, prepared.data, start)
-    trainer = Trainer(settings, model, prepared.data, prepared.maker, out, device, rank, world)
-    if resume:
-        trainer.load(out / CHECKPOINT)
-    log.info(
-        "%.2f million parameters, %d utterances (%d too short for their text), %d sounds, step %d of %d",
-        model.parameter_count / 1e6,
-        len(prepared.data),
-        prepared.data.too_short,
-        len(prepared.maker.noises),
-        trainer.step,
-        settings.optimizer.steps,
-    )
-    with stop_on_signal(world) as stop, Reporter(out, rank, settings.optimizer.steps, trainer.step) as report:
-        finished = trainer.run(report, lambda t: evaluate(t, prepared.dev), stop)
-    if rank == 0:
-        if not finished:
-            log.info("stopped at step %d; the same command with --resume goes on", trainer.step)
-        export(trainer, prepared.lexicon, out / MODEL, start, PRIOR_BATCHES if finished else 2)
-        plot_curves(out)
+        for missing in plan.missing_tables:
+            log.warning("%s was made with '%s': give yours by --set %s=FILE", plan.path.stem, missing, missing)
+        for part in sorted({m.removeprefix(LIBRISPEECH) for m in (*data, *dev, *test) if m.startswith(LIBRISPEECH)}):
+            librispeech(part, data_folder())
+    wait_for_all(world)
+    finished = run.train(resume, init)
+    if finished and rank == 0 and (recipe is not None or language_model is not None) and FINISH not in run.done:
+        finish(plan.recipe, out, out / MODEL, dev, test, language_model, device)
+        run.mark(FINISH)
     wait_for_all(world)
     if world > 1:
         dist.destroy_process_group()
     return 0 if finished else STOPPED
+
+
+class _Run:
+    """The stages of a plan, one after another. A run of several has a folder for each and a list of what is done."""
+
+    def __init__(
+        self, plan: Plan, data: Sequence[str], dev: Sequence[str], out: Path, device: str, rank: int, world: int
+    ) -> None:
+        self.plan = plan
+        self.data, self.dev, self.out = data, dev, out
+        self.device, self.rank, self.world = device, rank, world
+        self.done: list[str] = []
+
+    @property
+    def staged(self) -> bool:
+        """Whether it has stages at all."""
+        return self.plan.stages[0].name != ""
+
+    def check(self, resume: bool) -> None:
+        """Raise UsageError where ``out`` holds a run and none is to be resumed, or the other way round. Collective."""
+        if self.staged:
+            there = (self.out / DONE).exists()
+            if there and not resume:
+                raise UsageError(f"{self.out} holds a run already: give --resume to go on with it, or another --out")
+            if resume and not there:
+                raise UsageError(f"{self.out} holds no run in stages to resume: leave --resume away")
+        if resume:
+            self.done = _read_done(self.out)
+        wait_for_all(self.world)  # nobody writes before all have looked
+
+    def mark(self, *names: str) -> None:
+        """Note that parts of the run are done."""
+        self.done = [*self.done, *names]
+        if self.rank == 0:
+            temporary = self.out / (DONE + ".tmp")
+            temporary.write_text(json.dumps({"done": self.done}) + "\n", encoding="utf-8")
+            temporary.replace(self.out / DONE)
+
+    def train(self, resume: bool, init: str | None) -> bool:
+        """All stages that are not done; says whether the last one is now. Collective."""
+        if not self.staged:
+            return self._stage(self.plan.stages[0].config, self.out, resume, init)
+        if self.rank == 0:
+            self.out.mkdir(parents=True, exist_ok=True)
+        wait_for_all(self.world)
+        self.mark()
+        before = init
+        for number, stage in enumerate(self.plan.stages):
+            folder = self.out / stage.name
+            settings = after_another(stage.config) if number else stage.config
+            if not settings.cache:
+                settings = dataclasses.replace(settings, cache=str((self.out / "cache").resolve()))
+            if stage.name not in self.done:
+                log.info("stage %d of %d: %s", number + 1, len(self.plan.stages), stage.name)
+                there = (folder / CHECKPOINT).exists()
+                wait_for_all(self.world)
+                if not self._stage(settings, folder, there, before):
+                    return False
+                self._publish(folder)
+                self.mark(stage.name)
+            before = str(folder / MODEL)
+        return True
+
+    def _publish(self, folder: Path) -> None:
+        """What the stage has made is the run's model so far."""
+        if self.rank == 0:
+            new = self.out / (MODEL + ".new")
+            shutil.rmtree(new, ignore_errors=True)
+            shutil.copytree(folder / MODEL, new)
+            shutil.rmtree(self.out / MODEL, ignore_errors=True)
+            new.replace(self.out / MODEL)
+        wait_for_all(self.world)
+
+    def _stage(self, settings: TrainConfig, out: Path, resume: bool, init: str | None) -> bool:
+        """Train to the last step of ``settings`` and export; says whether it came so far."""
+        rank, world = self.rank, self.world
+        saved, init = _check_folder(out, resume, init)
+        start = find_model(init) if init else None
+        if start:
+            settings = _like(settings, start)
+        wait_for_all(world)  # nobody writes before all have looked
+        if rank == 0:
+            out.mkdir(parents=True, exist_ok=True)
+            _write_settings(out, settings, self.data, self.dev, init, world)
+        prepared = prepare(settings, self.data, self.dev, out, start, saved, rank, world)
+        model = _model(settings, prepared.data, start)
+        trainer = Trainer(settings, model, prepared.data, prepared.maker, out, self.device, rank, world)
+        if resume:
+            trainer.load(out / CHECKPOINT)
+        log.info(
+            "%.2f million parameters, %d utterances (%d too short for their text), %d sounds, step %d of %d",
+            model.parameter_count / 1e6,
+            len(prepared.data),
+            prepared.data.too_short,
+            len(prepared.maker.noises),
+            trainer.step,
+            settings.optimizer.steps,
+        )
+        with stop_on_signal(world) as stop, Reporter(out, rank, settings.optimizer.steps, trainer.step) as report:
+            finished = trainer.run(report, lambda t: evaluate(t, prepared.dev), stop)
+        if rank == 0:
+            if not finished:
+                log.info("stopped at step %d; the same command with --resume goes on", trainer.step)
+            export(trainer, prepared.lexicon, out / MODEL, start, PRIOR_BATCHES if finished else 2)
+            plot_curves(out)
+        wait_for_all(world)
+        return finished
+
+
+def _read_done(out: Path) -> list[str]:
+    try:
+        return list(json.loads((out / DONE).read_text(encoding="utf-8"))["done"])
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"cannot resume from {out / DONE}: {error}; start again with another --out") from None
 
 
 @dataclass(frozen=True)
