@@ -116,9 +116,9 @@ def read_plan(path: Path, changes: Sequence[str] = ()) -> Plan:
     try:
         recipe = from_dict(Recipe, values.pop("recipe", {}), "recipe")
         tables = _stage_tables(values.pop("stages", None))
-        parsed = [_change(text, list(tables)) for text in changes]
+        parsed = [read_change(text, list(tables)) for text in changes]
         for table in (values, *tables.values()):
-            _absolute(table, path.parent)
+            absolute(table, path.parent)
         stages = [Stage(name, _stage(name, merged(values, table), parsed)) for name, table in tables.items()]
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
@@ -161,7 +161,7 @@ def _stage_tables(values: Any) -> dict[str, dict[str, Any]]:
     return tables
 
 
-def _change(text: str, stages: Sequence[str]) -> tuple[str, dict[str, Any]]:
+def read_change(text: str, stages: Sequence[str]) -> tuple[str, dict[str, Any]]:
     """(stage or "" for all, values) of ``[STAGE:]KEY=VALUE``."""
     key, equals, raw = text.partition("=")
     require(bool(equals) and bool(key.strip()), f"'{text}' is no change of a setting: write KEY=VALUE")
@@ -181,11 +181,11 @@ def _change(text: str, stages: Sequence[str]) -> tuple[str, dict[str, Any]]:
     for name in outer:
         table = table.setdefault(name, {})
     table[last] = value
-    _absolute(values, Path.cwd())
+    absolute(values, Path.cwd())
     return stage, values
 
 
-def _absolute(values: dict[str, Any], folder: Path) -> None:
+def absolute(values: dict[str, Any], folder: Path) -> None:
     for name in PATHS:
         if isinstance(values.get(name), str) and values[name]:
             values[name] = str((folder / values[name]).resolve())

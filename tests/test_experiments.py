@@ -1,0 +1,219 @@
+"""benchmarks/experiments.py: cells, their budget, a tiny series from training to table."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from asr.config import to_dict
+from asr.errors import ConfigError, UsageError
+from asr.lexicon import Lexicon
+from asr.training.train import model_config
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = """
+[base]
+batch_seconds = 6.0
+precision = "fp32"
+workers = 1
+carry = 0.0
+lexicon = "words.lex"
+features = {mels = 16}
+views = {speeds = [1.0], channels = 0}
+model = {hidden = 16, layers = 2, channels = 2, lookahead = [0, 2], dropout = 0.0}
+augment = {join = 0.0}
+[[cells]]
+group = "base"
+name = "base"
+[[cells]]
+group = "units"
+name = "characters"
+heads = ["characters"]
+head_weights = [1.0]
+[[cells]]
+group = "objective"
+name = "ctc, then crf"
+crf = 0.9
+crf_from = 0.5
+[[cells]]
+group = "objective"
+name = "of tomorrow"
+nothing_like_it = 0.2
+"""
+
+
+@pytest.fixture(scope="module")
+def experiments() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("experiments", ROOT / "benchmarks" / "experiments.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["experiments"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def speech(tmp_path: Path) -> Path:
+    """A folder with clips, train.tsv, words.lex and the tiny cells."""
+    folder = tmp_path / "speech"
+    shutil.copytree(ROOT / "tests" / "training_clips", folder)
+    Lexicon.from_cmudict(folder / "words.dict").save(folder / "words.lex")
+    (folder / "cells.toml").write_text(TINY)
+    return folder
+
+
+# -- the cells of the repository ---------------------------------------------------------------------------------------
+
+
+def test_every_cell_is_a_configuration_and_differs_from_the_base(experiments: ModuleType) -> None:
+    base, cells = experiments.read_cells(experiments.CELLS)
+    assert {cell.group for cell in cells} == {"base", "units", "objective", "body", "augmentation"}
+    plain = experiments.settings_of(base, cells[0])
+    assert cells[0].name == "base" and not cells[0].values
+    for cell in cells[1:]:
+        if "consistency" not in cell.values or hasattr(plain, "consistency"):
+            assert experiments.settings_of(base, cell) != plain, cell.name
+
+
+def test_cells_of_the_body_have_equal_sizes_and_the_latency_they_say(experiments: ModuleType) -> None:
+    base, cells = experiments.read_cells(experiments.CELLS)
+    wanted = experiments.size(experiments.config_of(base), 0)
+    equal = [cell for cell in cells if cell.equal_size]
+    assert len(equal) == 6
+    for cell in equal:
+        config = experiments.settings_of(base, cell)
+        assert experiments.size(config, 0) == pytest.approx(wanted, rel=0.05), cell.name
+        assert config.model["hidden"] % 16 == 0
+        if cell.name.startswith("look-ahead"):
+            shape = model_config(config, {"phones": 40})
+            assert cell.name == f"look-ahead {shape.lookahead_ms} ms"
+
+
+def test_cells_are_chosen_by_name_and_group(experiments: ModuleType) -> None:
+    cells = [experiments.Cell(name, group) for name, group in (("a", "x"), ("b", "x"), ("c", "y"))]
+    assert [c.name for c in experiments.chosen(cells, [])] == ["a", "b", "c"]
+    assert [c.name for c in experiments.chosen(cells, ["y", "a"])] == ["a", "c"]
+    with pytest.raises(UsageError, match="there is no cell or group 'z': choose from a, b, c, x, y"):
+        experiments.chosen(cells, ["z"])
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[[cells]]\nname = 'a'", r"it needs \[base\] and \[\[cells\]\]"),
+        ("[base]\n[[cells]]\ngroup = 'a'", "missing key 'name'"),
+        ("[base]\n[[cells]]\nname = 'a'\n[[cells]]\nname = 'a'", "two cells are named 'a'"),
+        ("[base\n", "not a file of cells"),
+    ],
+)
+def test_wrong_files_are_refused(text: str, says: str, tmp_path: Path, experiments: ModuleType) -> None:
+    (tmp_path / "cells.toml").write_text(text)
+    with pytest.raises(ConfigError, match=says):
+        experiments.read_cells(tmp_path / "cells.toml")
+
+
+def test_a_run_is_another_with_another_setting_or_budget(experiments: ModuleType) -> None:
+    base, cells = experiments.read_cells(experiments.CELLS)
+    args = experiments._arguments(["--out", "o", "--data", "d", "--dev", "e", "--steps", "5"])
+    longer = experiments._arguments(["--out", "o", "--data", "d", "--dev", "e", "--steps", "6"])
+    config = experiments.settings_of(base, cells[0])
+    keys = {
+        experiments.digest(config, cells[0], args),
+        experiments.digest(config, cells[0], longer),
+        experiments.digest(dataclasses.replace(config, seed=2), cells[0], args),
+        experiments.digest(config, dataclasses.replace(cells[0], crf_from=0.3), args),
+    }
+    assert len(keys) == 4
+    assert experiments.digest(dataclasses.replace(config, cache="x"), cells[0], args) in keys
+
+
+# -- a series ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_tiny_series(
+    experiments: ModuleType,
+    speech: Path,
+    tiny_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shares: list[tuple[str, float, bool]] = []
+    step = experiments.BudgetTrainer.train_step
+
+    def watched(self: Any) -> dict[str, float]:
+        scalars = step(self)
+        shares.append((self.out.name, scalars["learning_rate"], "crf" in scalars))
+        return dict(scalars)
+
+    monkeypatch.setattr(experiments.BudgetTrainer, "train_step", watched)
+    threads = torch.get_num_threads()
+    manifest = str(speech / "train.tsv")
+    command = ["--out", str(tmp_path / "out"), "--file", str(speech / "cells.toml"), "--steps", "4", "--limit", "3"]
+    command += ["--tune", "2", "--data", manifest, "--dev", manifest, "--words", str(tiny_path), "--set", "seed=3"]
+    try:
+        assert experiments.main(command) == 0
+        printed = capsys.readouterr().out
+        results = experiments.read_results(tmp_path / "out" / "results.jsonl")
+        assert [r["name"] for r in results] == ["base", "characters", "ctc, then crf"]
+        assert "of tomorrow: left out, the trainer knows no 'nothing_like_it'" in printed
+        # Each had its budget, warm-up to decay; CTC-CRF came in the second half of its run.
+        assert all((r["steps"], r["budget"], r["skipped"]) == (4, "4 steps", 0) for r in results)
+        rates = [rate for name, rate, _ in shares if name == "base"]
+        assert rates[0] < rates[1] == 1e-3 > rates[3] > 1e-5
+        assert [crf for name, _, crf in shares if name == "ctc-then-crf"] == [False, False, True, True]
+        # Each was measured.
+        for result in results:
+            assert set(result["words"]) == set(result["greedy"]) == {"train"}
+            assert result["words"]["train"] <= 1 and result["search"]["prior_weight"] in (0.3, 0.6)
+        assert set(results[0]["units"]) == {"train/phones_error", "train/characters_error"}
+        assert set(results[1]["units"]) == {"train/characters_error"}
+        lines = [line for line in printed.splitlines() if line.startswith("| ")]
+        assert [line.split(" | ")[1] for line in lines] == ["cell", "base", "characters", "ctc, then crf"]
+        assert "train" in lines[0] and "benchmarks/experiments.py --out" in printed
+
+        # What is there is not run again; what a crash cut short is.
+        def never(*_: Any) -> dict[str, Any]:
+            raise AssertionError("it ran again")
+
+        run_cell = experiments.run_cell
+        monkeypatch.setattr(experiments, "run_cell", never)
+        assert experiments.main(command) == 0
+        assert capsys.readouterr().out.count("is there already") == 3
+        path = tmp_path / "out" / "results.jsonl"
+        path.write_text("".join(path.read_text().splitlines(True)[:2]) + '{"key": "a')
+        ran: list[str] = []
+
+        def counted(cell: Any, *more: Any) -> dict[str, Any]:
+            ran.append(cell.name)
+            return dict(run_cell(cell, *more))
+
+        monkeypatch.setattr(experiments, "run_cell", counted)
+        assert experiments.main(command) == 0
+        assert ran == ["ctc, then crf"]
+        assert len(experiments.read_results(path)) == 3
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_the_table_shows_what_is_not_known_as_a_dash(experiments: ModuleType) -> None:
+    row = {
+        "name": "phones", "group": "units", "budget": "9 s", "device": "cpu", "parameters": 4_200_000,
+        "latency_ms": 360, "steps": 7, "audio_h": 1.25, "train_s": 9.4, "greedy": {}, "words": {"a": 0.5, "b": 0.25},
+        "command": "x y", "date": "2026-01-02 03:04",
+    }  # fmt: skip
+    text = experiments.tables([{**row, "words": {"a": 1.0, "b": 1.0}}, row])
+    assert "| units | phones | 4.20 M | 360 | 7 | 1.2 | 9 | – / 50.0 | – / 25.0 | 37.5 |" in text
+    assert text.count("| units |") == 1  # the latest of two alike
+    assert "Run on 2026-01-02:\n\n```sh\nx y\n```" in text
+    assert experiments.tables([]) == "no results yet"
+    assert json.loads(json.dumps(to_dict(experiments.Budget(seconds=3)))) == {"seconds": 3, "steps": 0}
