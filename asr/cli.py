@@ -278,6 +278,7 @@ def _add_synth(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--words", type=_range, metavar="LOW-HIGH", help="words of a sentence (4-35)")
     parser.add_argument("--longest", type=float, metavar="S", help="longest sentence in seconds at the usual rate (14)")
     parser.add_argument("--bitrate", type=_positive, metavar="N", help="of the Opus files, bit/s (24000)")
+    parser.add_argument("--recording-minutes", type=float, metavar="M", help="planned length of a recording (55)")
     parser.add_argument("--seed", type=_not_negative, metavar="N", help="of every random choice (1)")
     parser.add_argument("--jobs", type=_positive, default=1, metavar="N", help="engines that run at once (1)")
     parser.add_argument("--quiet", action="store_true", help="do not say what is being done")

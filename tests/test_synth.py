@@ -249,7 +249,6 @@ class Hummer(Engine):
 def hummer(monkeypatch: pytest.MonkeyPatch) -> Hummer:
     engine = Hummer()
     monkeypatch.setitem(ENGINES, "hummer", engine)
-    monkeypatch.setattr(synth, "RECORDING_S", 15.0)
     return engine
 
 
@@ -265,6 +264,7 @@ def config(tmp_path: Path) -> SynthConfig:
         voices=("hummer",),
         lexicon=str(tmp_path / "words.lex"),
         speakers=2,
+        recording_minutes=0.25,
     )
 
 
@@ -330,7 +330,7 @@ def test_a_voice_that_fails_ends_the_run(hummer: Hummer, config: SynthConfig, tm
 
 def test_recordings_hold_all_items_once(hummer: Hummer, config: SynthConfig) -> None:
     items = make_plan(config, choose(config.voices), LEXICON).items
-    recordings = list(split(items))
+    recordings = list(split(items, 15.0))
     assert sorted(i.id for r in recordings for i in r) == sorted(i.id for i in items) and len(recordings) > 1
     assert all(sum(i.seconds for i in r) < 15 for r in recordings)
     assert all(list(r) == sorted(r, key=lambda i: i.voice) for r in recordings)

@@ -39,7 +39,6 @@ from asr.training.synth_texts import choose as choose_sentences
 log = logging.getLogger("asr.synth")
 COLUMNS = ("id", "audio", "start_s", "duration_s", "speaker", "corpus", "text", "licence")
 GAP_S = 0.2  # silence between utterances
-RECORDING_S = 3300.0  # planned length of a recording; the real one is some per cent off
 _PHONE_S = (0.03, 0.25)  # an utterance of less or more time a phone is broken
 _POOL = 20  # sentences to choose from, for each that is wanted
 _PER_LINE = 0.4  # share of lines that become sentences, at least
@@ -58,7 +57,8 @@ class SynthConfig:
     along. ``speakers``: settings of pitch and formants that a voice has. ``known``: training tables; ``coverage``:
     share of sentences that are chosen for what these lack. ``agreement``: least share of phones that an engine and the
     lexicon must have alike, where the engine tells its phones. ``lexicon``: a dictionary in the form of CMUdict or a
-    ``.lex`` file; none: that of the model ``en``.
+    ``.lex`` file; none: that of the model ``en``. ``recording_minutes``: planned length of a recording; the real one is
+    some per cent off, and a run that is stopped loses no more than what was spoken of one.
     """
 
     texts: tuple[tuple[str, ...], ...]
@@ -76,6 +76,7 @@ class SynthConfig:
     lexicon: str = ""
     limits: Limits = field(default_factory=Limits)
     bitrate: int = 24000
+    recording_minutes: float = 55.0
 
     def __post_init__(self) -> None:
         require(bool(self.texts) and all(self.texts), "no text is given to speak")
@@ -91,6 +92,8 @@ class SynthConfig:
         limits = self.limits
         require(1 <= limits.fewest_words <= limits.most_words, "words must be a range of at least 1")
         require(limits.longest_s > 0, f"longest must be over 0 s, got {limits.longest_s:g}")
+        minutes = self.recording_minutes
+        require(0 < minutes <= 600, f"recording_minutes must be over 0 and at most 600, got {minutes:g}")
         require(6000 <= self.bitrate <= 256000, f"bitrate must be 6000 to 256000 bit/s, got {self.bitrate}")
 
 
@@ -177,7 +180,7 @@ def main(config: SynthConfig, out: Path, jobs: int = 1, progress: bool = False) 
     lexicon = load_lexicon(config.lexicon)
     work = out.with_suffix(".work")
     plan = _plan(config, voices, lexicon, out, work)
-    recordings = list(split(plan.items))
+    recordings = list(split(plan.items, 60 * config.recording_minutes))
     missing = [n for n in range(len(recordings)) if not _part(work, n).is_file()]
     log.info("%d utterances in %d recordings, %d to be spoken", len(plan.items), len(recordings), len(missing))
     stop = threading.Event()
@@ -286,16 +289,16 @@ def _draw(rng: np.random.Generator, limits: Range) -> float:
     return round(low * (high / low) ** float(rng.random()), 4)
 
 
-def split(items: Sequence[Item]) -> Iterator[tuple[Item, ...]]:
-    """Items of one recording each, sorted by voice so that engines may speak some at once."""
-    left, seconds = list(items), 0.0
+def split(items: Sequence[Item], seconds: float) -> Iterator[tuple[Item, ...]]:
+    """Items of recordings of about ``seconds``, in each sorted by voice so that engines may speak some at once."""
     taken: list[Item] = []
-    for item in left:
-        if taken and seconds + item.seconds + GAP_S > RECORDING_S:
+    length = 0.0
+    for item in items:
+        if taken and length + item.seconds + GAP_S > seconds:
             yield tuple(sorted(taken, key=lambda i: i.voice))
-            taken, seconds = [], 0.0
+            taken, length = [], 0.0
         taken.append(item)
-        seconds += item.seconds + GAP_S
+        length += item.seconds + GAP_S
     yield tuple(sorted(taken, key=lambda i: i.voice))
 
 
@@ -308,7 +311,7 @@ def _record(
     """Speak ``items`` into ``audio`` and list them in ``part``, the file that says that the recording is whole."""
     rows: list[dict[str, str]] = []
     dropped: Counter[tuple[str, str]] = Counter()
-    temporary = audio.with_name(f"{audio.stem}.{os.getpid()}.tmp.opus")
+    temporary = audio.with_name(f"{audio.stem}.tmp.opus")  # what a killed run left is written over
     try:
         with tempfile.TemporaryDirectory() as folder, OpusWriter(temporary, config.bitrate) as writer:
             for item, speech in _spoken(items, Path(folder)):
