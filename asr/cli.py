@@ -86,6 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_eval(add("eval", "measure the error rates of a model", _eval))
     _add_calibrate(add("calibrate", "fit a model's confidences to held-out speech and measure them", _calibrate))
     _add_synth(add("synth", "make training speech from texts by speech engines", _synth))
+    _add_export(add("export", "write a model for other runtimes, or with weights of 8 bits", _export))
     _add_serve(add("serve", "serve live streams over WebSockets", _serve))
     _add_client(add("mic", "recognise live what a microphone hears", _mic), "mic")
     _add_client(add("stream", "send a file or a pipe to a server, and print what it hears", _stream), "stream")
@@ -302,6 +303,26 @@ def _add_manifests(parser: argparse.ArgumentParser, name: str, help: str, requir
         name, nargs="+", action="extend", default=None if required else [], required=required, metavar="MANIFEST",
         help=help,
     )  # fmt: skip
+
+
+# --- asr export -----------------------------------------------------------------------------------------------------
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="en", metavar="NAME|DIR", help="shipped model or model folder (default: en)")
+    parser.add_argument(
+        "--format", required=True, choices=("onnx", "torch", "int8"),
+        help="onnx: ONNX; torch: torch.export (.pt2); both the network with its state; int8: a model folder",
+    )  # fmt: skip
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE|DIR", help="what to write")
+    parser.add_argument("--steps", type=_positive, default=4, metavar="N", help="steps of 40 ms in a chunk (4)")
+    parser.add_argument("--heads", type=_names, default=(), metavar="H,...", help="heads, or all (the search's own)")
+
+
+def _export(args: argparse.Namespace) -> int:
+    from asr.export import main
+
+    return main(args.model, args.format, args.out, args.steps, args.heads)
 
 
 # --- asr serve ------------------------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def inference_form(model: AcousticModel, precision: str) -> AcousticModel:
     form.front_end = _PackedFrontEnd(model.front_end, kind)
     for i, layer in enumerate(model.recurrent):
         assert isinstance(layer, RecurrentLayer)
-        form.recurrent[i] = _PackedRecurrent(layer, kind)
+        form.recurrent[i] = PackedRecurrent(layer, kind)
     for ahead in form.look_ahead.values():
         assert isinstance(ahead, LookAhead)
         ahead.linear = kind.of(ahead.linear)
@@ -102,12 +102,12 @@ def _has_bf16() -> bool:
     return bool(torch.backends.mkldnn.is_available() and has())
 
 
-class _Product(nn.Module):
+class Product(nn.Module):
     """``x W^T + bias`` from packed weights; inputs and outputs in single precision."""
 
     bias: Tensor | None
     inputs = torch.float32  # what it reads; others are turned into it
-    small: type[_Product]  # the kind of products with few weights: convolutions and heads
+    small: type[Product]  # the kind of products with few weights: convolutions and heads
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class _Product(nn.Module):
         raise NotImplementedError
 
 
-class _HalfProduct(_Product):
+class _HalfProduct(Product):
     """Weights in half precision; sums in single (FBGEMM)."""
 
     def _pack(self, weight: Tensor) -> Any:
@@ -149,7 +149,7 @@ class _HalfProduct(_Product):
         return y
 
 
-class _BfloatProduct(_Product):
+class _BfloatProduct(Product):
     """Weights, inputs and outputs rounded to bfloat16, sums in single (oneDNN on AMX): for many rows several times as
     fast. Training rounds in the same places."""
 
@@ -172,7 +172,7 @@ class _RoundedProduct(_HalfProduct):
         return super()._pack(dequantise(*quantise(weight)))
 
 
-class _IntegerProduct(_Product):
+class _IntegerProduct(Product):
     """Weights in 8 bits; inputs in two parts of 8 (or 7) bits with a scale for each row; sums of integers (FBGEMM)."""
 
     def _pack(self, weight: Tensor) -> Any:
@@ -223,13 +223,13 @@ _ROWS = 64  # for which oneDNN lays the weights out
 _HalfProduct.small = _HalfProduct
 _BfloatProduct.small = _BfloatProduct
 _IntegerProduct.small = _HalfProduct
-_KINDS: dict[str, type[_Product]] = {"fp16": _HalfProduct, "bf16": _BfloatProduct, "int8": _IntegerProduct}
+_KINDS: dict[str, type[Product]] = {"fp16": _HalfProduct, "bf16": _BfloatProduct, "int8": _IntegerProduct}
 
 
 class _PackedFrontEnd(FrontEnd):
     """The convolutions as products with patches, channels last."""
 
-    def __init__(self, plain: FrontEnd, kind: type[_Product]) -> None:
+    def __init__(self, plain: FrontEnd, kind: type[Product]) -> None:
         nn.Module.__init__(self)
         self.register_buffer("mean", plain.mean)
         self.register_buffer("deviation", plain.deviation)
@@ -251,14 +251,14 @@ class _PackedFrontEnd(FrontEnd):
         return self.norm(self.combine(x.flatten(2)))
 
 
-class _PackedRecurrent(nn.Module):
+class PackedRecurrent(nn.Module):
     """As :class:`asr.model.RecurrentLayer`: ``x + rnn(norm(x))``.
 
     The product with the inputs is one for all steps of a chunk. An LSTM's gates lie in the order i, f, o, g: one
     sigmoid for three of them.
     """
 
-    def __init__(self, layer: RecurrentLayer, kind: type[_Product]) -> None:
+    def __init__(self, layer: RecurrentLayer, kind: type[Product]) -> None:
         super().__init__()
         self.norm = layer.norm
         rnn = layer.rnn

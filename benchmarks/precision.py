@@ -1,6 +1,6 @@
 """Word error rates of the same utterances with the weights read in each precision.
 
-OMP_NUM_THREADS=1 python benchmarks/precision.py --data dev.tsv... [--limit 60] [--model en] [--precisions fp16 bf16 int8]
+OMP_NUM_THREADS=1 python benchmarks/precision.py --data dev.tsv... [--limit 60] [--model en] [--precisions fp16 int8]
 """
 
 import argparse
