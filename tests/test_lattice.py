@@ -117,6 +117,27 @@ def test_what_is_best_stays_the_same_in_every_bit(search: BeamSearch, seed: int,
     assert ours.committed == theirs.committed
 
 
+@settings(deadline=None, max_examples=6)
+@given(st.integers(0, 10_000), st.booleans())
+def test_what_ends_by_agreement_is_remembered(seed: int, with_hot: bool) -> None:
+    """The best result is the same with arcs and without; alternatives differ from it in words agreed upon, too."""
+    search = small(phones(), model(order=3), True, beam=40, threshold=14.0, blank_skip=0.9, commit=0.8)
+    emissions = random_emissions(seed, 60, 4, 3.0)
+    hot = search.hot_words(PHRASES) if with_hot else None
+    ours, theirs = (search.step(emissions, search.begin(hot, remember=r)) for r in (True, False))
+    assert search.end_nbest(ours, 10) == search.end_nbest(theirs, 10)
+    assert (ours.scores == theirs.scores).all() and (ours.hashes == theirs.hashes).all() and not theirs.lost
+    found = search.alternatives(ours, 10)
+    assert found[0] == search.end(theirs) and len({h.text for h in found}) == len(found) == 10
+    scores = [h.score for h in found]
+    assert scores == sorted(scores, reverse=True)
+    stable = tuple(w.text for w in found[0].words[: search.stable(ours)])
+    assert len(stable) > 5
+    assert any(tuple(w.text for w in h.words[: len(stable)]) != stable for h in found)
+    for hypothesis in found:
+        assert all(a.last < b.first for a, b in zip(hypothesis.words, hypothesis.words[1:], strict=False))
+
+
 # --- invariants -----------------------------------------------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ PHRASES = [HotWord("team", 4.0), HotWord("it me", 3.0)]
 
 @pytest.fixture(scope="module")
 def search() -> BeamSearch:
-    return small(phones(), model(order=3), True, beam=15, threshold=9.0, blank_skip=0.9)
+    return small(phones(), model(order=3), True, beam=15, threshold=9.0, blank_skip=0.9, commit=0.95)
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +244,8 @@ FORGED: dict[str, Callable[[dict[str, Any]], None]] = {
     "fewer steps than none": change("counts", set_at(0, -1)),
     "more steps than there can be": change("counts", set_at(0, 2**40)),
     "more frames than steps": change("counts", set_at(1, 10_000)),
+    "fewer words agreed upon than committed": change("counts", set_at(4, 0)),
+    "more words agreed upon than there are": change("counts", set_at(4, 10_000)),
     "a strange language model weight": change("numbers", set_at(1, 0.5)),
     "an infinite offset": change("numbers", set_at(0, np.inf)),
     "an immense offset": change("numbers", set_at(0, -1e300)),
@@ -252,7 +254,8 @@ FORGED: dict[str, Callable[[dict[str, Any]], None]] = {
     **{
         f"column {column} is {value}": change("ints", set_at((0, column), value))
         for column, value in [(0, 1), (1, -1), (1, 10_000), (2, 0), (2, 4), (2, -2), (3, 10_000), (3, -1), (4, 99),
-                              (4, -1), (5, 10_000), (5, -2), (6, -1), (6, 10_000), (7, 10_000), (8, 0)]
+                              (4, -1), (5, 10_000), (5, -2), (6, -1), (6, 10_000), (7, 10_000), (8, 0), (9, 7),
+                              (9, -2)]
     },
 }  # fmt: skip
 

@@ -11,7 +11,8 @@ language model held as arrays lets beams advance together).
 
 Steps that are surely blank only move the mass of a hypothesis to where the last symbol is blank; they cost nothing.
 Time and memory are bounded for ever: every now and then the words that lie some seconds back are committed, and
-hypotheses that disagree with them end.
+hypotheses that disagree with them end. Words are stable earlier, as soon as enough of the probability agrees on them:
+see :meth:`Lockstep._agree`.
 """
 
 from __future__ import annotations
@@ -152,10 +153,8 @@ class BeamSearch(Lockstep[_Row]):
         return SearchState(ints, scores, hashes, hot=hot, lm_scale=lm_scale, remembers=remember and self._recombine)
 
     def stable(self, state: SearchState) -> int:
-        """How many of the first words of :meth:`best` will not change any more: all hypotheses share them."""
-        history = state.history
-        entry = history.common(state.ints[:, HISTORY])
-        return len(state.committed) + (int(history.data[entry, DEPTH]) + 1 if entry >= 0 else 0)
+        """How many of the first words of :meth:`best` will not change any more: they are agreed upon."""
+        return state.agreed
 
     def looks_final(self, state: SearchState) -> bool:
         """Whether the likeliest words could well be all: the language model finds an end here as likely as some."""
@@ -185,7 +184,7 @@ class BeamSearch(Lockstep[_Row]):
         weight = np.exp(total - total.max())
         chain = history.chain(int(state.ints[int(np.argmax(total)), HISTORY]))
         entries, count = state.ints[:, HISTORY], len(chain)
-        while count:
+        while count > state.agreed - len(state.committed):  # these all have
             there = history.at_depth(entries, int(history.data[chain[count - 1], DEPTH]))
             agree = (there >= 0) & (history.hashes[there] == history.hashes[chain[count - 1]])
             if weight[agree].sum() >= share * weight.sum():
@@ -241,7 +240,7 @@ class BeamSearch(Lockstep[_Row]):
         silence = np.full((1, len(self.vocabulary)), NEVER)
         silence[0, [BLANK, self._space]] = [_NO_SPACE, 0.0]
         state = state.clone()
-        self.advance([Piece(state, silence, [state.steps], [state.skipped])])
+        self.advance([Piece(state, silence, [state.steps], [state.skipped])], agree=False)
         return state
 
     def _words(self, state: SearchState, entry: int) -> tuple[TimedWord, ...]:

@@ -23,7 +23,7 @@ class TimedWord:
 @dataclass(frozen=True)
 class SoFar:
     """What a search says before its segment ends: ``words``, how many of the first of them are ``likely`` enough to be
-    shown, and how many are ``stable``: all hypotheses have them, so they will not change."""
+    shown, and how many are ``stable``: they are agreed upon (``SearchConfig.commit``), so they will not change."""
 
     words: tuple[TimedWord, ...]
     likely: int

@@ -6,6 +6,10 @@ words instead, at the difference of the two scores; what follows is the same for
 and Aubert 1997). The difference is that of the first such step or a better one after it; later alignments of either
 text are not added.
 
+Hypotheses that end because the others have agreed on a word (``SearchConfig.commit``) become arcs, too, where one that
+lives on stands at the same place of the lexicon: what follows is then about the same for both, but for the language
+model's context (:func:`left`).
+
 At the end of a segment :func:`paths` lists the likeliest texts of the final hypotheses and their arcs. Bounded: arcs
 are few per text and near the best hypothesis, and end where no hypothesis has their text any more or it is committed.
 """
@@ -18,7 +22,7 @@ from itertools import count as counter
 import numpy as np
 from numpy.typing import NDArray
 
-from asr.decoding.search_state import ENDS, NAME, Arcs, Block, History
+from asr.decoding.search_state import ENDS, HISTORY, HOT, NAME, NODE, UNIT, Arcs, Block, History, SearchState
 
 NEAR = 10.0  # nats behind the best hypothesis of its stream: what is farther back is not remembered
 MOST_ARCS = 6  # of one text
@@ -54,6 +58,28 @@ def settle(history: History, arcs: Arcs, blocks: list[Block], living: NDArray[np
     found = found.take(order)
     rank = np.arange(len(order)) - found.texts.searchsorted(found.texts)
     return found.take((rank < MOST_ARCS).nonzero()[0])
+
+
+def left(
+    state: SearchState,
+    ints: NDArray[np.int32],
+    hashes: NDArray[np.uint64],
+    behind: NDArray[np.float64],
+    keep: NDArray[np.bool_],
+) -> None:
+    """Note the hypotheses of a stream that end while others live on, those of ``keep`` (n,). ``ints``: (n, 10), best
+    first; ``hashes``: (n,) of their words; ``behind``: (n,) nats behind the best."""
+    places = np.ascontiguousarray(ints[:, [NODE, UNIT, HOT]]).view([("", np.int32)] * 3).ravel()
+    alive = keep.nonzero()[0]
+    known, best = np.unique(places[alive], return_index=True)
+    gone = (~keep & (ints[:, HISTORY] >= 0) & (behind < NEAR)).nonzero()[0]
+    at = np.minimum(known.searchsorted(places[gone]), len(known) - 1)
+    there = known[at] == places[gone]
+    loser, winner = gone[there], alive[best[at[there]]]
+    if len(loser):
+        words = state.history.data[ints[loser, HISTORY], : ENDS + 1]
+        behind = np.minimum(behind[winner] - behind[loser], 0.0)
+        state.lost.append(Block(words, hashes[np.stack([winner, loser], axis=1)], behind))
 
 
 def _among(living: NDArray[np.uint64], texts: NDArray[np.uint64]) -> NDArray[np.int64]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asr.decoding.hypothesis import Emissions, Hypothesis, SoFar, TimedWord
-from asr.decoding.lattice import NEAR, settle
+from asr.decoding.lattice import NEAR, left, settle
 from asr.decoding.search_config import SearchConfig
 from asr.decoding.search_state import (
     BEGINS,
@@ -26,6 +26,7 @@ from asr.decoding.search_state import (
     DEPTH,
     ENDS,
     FIRST,
+    HEAD,
     HISTORY,
     IN_BLANK,
     IN_UNIT,
@@ -56,13 +57,15 @@ _MOST_ROWS = 250  # streams that advance together: see Lockstep._ranking
 
 @dataclass
 class Beams:
-    """The hypotheses of several streams, grouped by row and best first. ``ints``: (n, 9), ``scores``: (n, 3),
-    ``hashes``: (n,), as in a :class:`SearchState`; ``starts``: (rows,) where each row begins."""
+    """The hypotheses of several streams, grouped by row and best first. ``ints``: (n, 10), ``scores``: (n, 3),
+    ``hashes``: (n,), as in a :class:`SearchState`; ``starts``: (rows,) where each row begins; ``behind``: (n,) nats
+    behind the best of its row, in beams that a frame has made."""
 
     ints: NDArray[np.int32]
     scores: Floats
     hashes: Hashes
     starts: Ints
+    behind: Floats | None = None
 
 
 @dataclass
@@ -192,8 +195,9 @@ class Lockstep(ABC, Generic[About]):
         state.skipped = bool(kept[-1] < len(emissions) - 1)
         return Piece(state, shifted[kept].astype(np.float64), (first + kept).tolist(), before.tolist())
 
-    def advance(self, pieces: Sequence[Piece]) -> None:
-        """All frames of all pieces (at least one): the k-th frame of each in the k-th round."""
+    def advance(self, pieces: Sequence[Piece], agree: bool = True) -> None:
+        """All frames of all pieces (at least one): the k-th frame of each in the k-th round. ``agree``: whether words
+        may be agreed upon."""
         pieces = sorted(pieces, key=lambda piece: -len(piece.frames))  # those that end early leave at the end
         states = [piece.state for piece in pieces]
         lengths = [len(piece.frames) for piece in pieces]
@@ -206,11 +210,63 @@ class Lockstep(ABC, Generic[About]):
             now = np.array([piece.steps[k] for piece in pieces[:active]], dtype=np.int32)
             skipped = np.array([piece.skipped[k] for piece in pieces[:active]])
             beams = self.frame(beams, about, emissions, now, skipped)
+            if agree:
+                beams = self._agree(beams, states)
             for r in range(active):
                 states[r].frames += 1
                 if states[r].frames % COMMIT_EVERY == 0:
                     beams = _commit(beams, states[r], r, int(now[r]))
         _retire(beams, states, 0)
+
+    def _agree(self, beams: Beams, states: Sequence[SearchState]) -> Beams:
+        """The next words of every row that enough of its hypotheses share are agreed upon: those without them end.
+
+        A word is looked at once the row's best hypothesis has said it. Against it count the hypotheses that are still
+        within a word there, which may go on to a longer one, as well as those that have another word. The share is that
+        of the softmax of the scores: on held-out speech (benchmarks/commit.py) neither a temperature, nor another
+        weight for words that go on, nor a regression over such shares and the time since the word did better.
+        """
+        columns, starts = np.ascontiguousarray(beams.ints.T), beams.starts
+        row, head = columns[ROW], columns[HEAD]
+        said = head.take(starts)
+        if (said < 0).all():
+            return beams
+        assert beams.behind is not None
+        weight = self._weights(beams.behind)
+        with_it = head == said.take(row)
+        share = np.add.reduceat(np.where(with_it, weight, 0), starts)
+        ready = ((said >= 0) & (share >= self.config.commit * np.add.reduceat(weight, starts))).nonzero()[0]
+        if not len(ready):
+            return beams
+        keep, stops = np.ones(len(row), dtype=bool), [*starts[1:].tolist(), len(row)]
+        ints = beams.ints
+        for r in ready.tolist():
+            piece = slice(int(starts[r]), stops[r])
+            keep[piece], ints[piece, HEAD] = self._agreed(states[r], ints[piece], weight[piece])
+            if states[r].remembers and not keep[piece].all():
+                left(states[r], ints[piece], beams.hashes[piece], beams.behind[piece], keep[piece])
+        return beams if keep.all() else _without(beams, keep)
+
+    def _agreed(
+        self, state: SearchState, ints: NDArray[np.int32], weight: Ints
+    ) -> tuple[NDArray[np.bool_], NDArray[np.int32]]:
+        """Of one row whose best hypothesis has a word to agree upon: which hypotheses live on, and column HEAD."""
+        head, keep = ints[:, HEAD], np.ones(len(ints), dtype=bool)
+        while head[0] >= 0:
+            with_it = keep & (head == head[0])
+            if weight[with_it].sum() < self.config.commit * weight[keep].sum():
+                break
+            keep = with_it
+            state.agreed += 1
+            head = state.heads(ints[:, HISTORY])
+        return keep, head
+
+    def _weights(self, behind: Floats) -> Ints:
+        """(n,) what hypotheses count for, from how far they lie ``behind``. In integers: their sum must not depend on
+        an order that the stream's company changes."""
+        if self.config.commit == 1:
+            return np.ones(len(behind), dtype=np.int64)
+        return (np.exp(-behind) * 2.0**40).astype(np.int64)
 
     # -- parts of a frame --------------------------------------------------------------------------------------------
 
@@ -222,7 +278,7 @@ class Lockstep(ABC, Generic[About]):
         skipped: NDArray[np.bool_],
         between: NDArray[np.bool_],
     ) -> Stay:
-        """Blank, a repeated unit, and blanks that were ``skipped`` before: see :meth:`frame`. ``columns``: (9, n) of
+        """Blank, a repeated unit, and blanks that were ``skipped`` before: see :meth:`frame`. ``columns``: (10, n) of
         the hypotheses; ``between``: (n,) whether each stands between words, where a space is as good as blank."""
         row, unit = columns[ROW], columns[UNIT]
         in_blank, in_unit, look = np.ascontiguousarray(beams.scores.T)
@@ -259,7 +315,7 @@ class Lockstep(ABC, Generic[About]):
     ) -> Beams:
         """Sum equal hypotheses, keep the best of those with the same future, and of each row the best ones.
 
-        ``columns``: (9, n), ``scores``: (3, n), ``total``: (n,) of all alignments, ``hashes``: (n,); ``keys``: (n,) of
+        ``columns``: (10, n), ``scores``: (3, n), ``total``: (n,) of all alignments, ``hashes``: (n,); ``keys``: (n,) of
         what a hypothesis is, and (n,) of its future.
         """
         lost = None
@@ -292,7 +348,7 @@ class Lockstep(ABC, Generic[About]):
         kept[:, :LOOK] -= top.take(row)[:, None]
         for state, score in zip(states, top[: len(rows)].tolist(), strict=False):
             state.offset += score
-        return Beams(ints, kept, hashes.take(alive), row.searchsorted(rows))
+        return Beams(ints, kept, hashes.take(alive), row.searchsorted(rows), behind.take(near[within]))
 
     def _ranking(self, row: NDArray[np.int32], behind: Floats) -> Ints:
         """(n,) integers, all different, that sort by row, then by score, then by place. Quick to sort, and of equal
@@ -305,7 +361,7 @@ def first_state(context: int) -> tuple[NDArray[np.int32], Floats, Hashes]:
     """The one hypothesis of a new segment, as in a :class:`SearchState`: nothing is said, and the language model is in
     ``context``."""
     ints = np.zeros((1, COLUMNS), dtype=np.int32)
-    ints[0, [UNIT, HISTORY, WORD]] = -1
+    ints[0, [UNIT, HISTORY, WORD, HEAD]] = -1
     ints[0, CONTEXT] = context
     return ints, np.array([[0.0, NEVER, 0.0]]), np.zeros(1, dtype=np.uint64)
 
@@ -329,7 +385,16 @@ def fits(state: SearchState, units: int, contexts: int, first: int = FIRST) -> b
         all(e.shape[1] == units for e in state.emissions),
         sum(map(len, state.emissions)) <= state.steps,
     ]
-    return all(right)
+    return all(right) and _agree_on(state)
+
+
+def _agree_on(state: SearchState) -> bool:
+    """Whether all hypotheses share the words that are agreed upon, and column HEAD is what follows these."""
+    shared = state.history.common(state.ints[:, HISTORY])
+    most = len(state.committed) + (int(state.history.data[shared, DEPTH]) + 1 if shared >= 0 else 0)
+    if not len(state.committed) <= state.agreed <= most:
+        return False
+    return bool((state.heads(state.ints[:, HISTORY]) == state.ints[:, HEAD]).all())
 
 
 def within(values: NDArray[np.integer], least: int, stop: int) -> bool:
@@ -362,6 +427,7 @@ def record(beams: Beams, hashes: Hashes, states: Iterable[SearchState], first: i
             size = history.size
             history.append(words[piece][:, [HISTORY, WORD, first, LAST]], hashes.take(new[piece]))
             ints[new[piece], HISTORY] = np.arange(size, history.size)
+    ints[new, HEAD] = np.where(words[:, HEAD] < 0, words[:, WORD], words[:, HEAD])
     ints[new, WORD] = -1
 
 
@@ -405,12 +471,18 @@ def _commit(beams: Beams, state: SearchState, r: int, now: int) -> Beams:
     alive = len(arcs.entries)
     state.history, renamed = history.compact(np.concatenate([arcs.entries, entries[keep]]), len(old) - 1)
     state.arcs, renamed = replace(arcs, entries=renamed[:alive]), renamed[alive:]
+    state.agreed = max(state.agreed, len(state.committed))
     survivors = np.ones(len(beams.ints), dtype=bool)
     survivors[begin:stop] = keep
-    ints = beams.ints[survivors]
-    ints[begin : begin + len(renamed), HISTORY] = renamed
-    starts = starts - np.where(np.arange(len(starts)) > r, int((~keep).sum()), 0)
-    return Beams(ints, beams.scores[survivors], beams.hashes[survivors], starts)
+    beams, piece = _without(beams, survivors), slice(begin, begin + len(renamed))
+    beams.ints[piece, HISTORY], beams.ints[piece, HEAD] = renamed, state.heads(renamed)
+    return beams
+
+
+def _without(beams: Beams, keep: NDArray[np.bool_]) -> Beams:
+    """The hypotheses to ``keep`` (n,): some of each row."""
+    sizes = np.add.reduceat(keep.astype(np.int64), beams.starts)
+    return Beams(beams.ints[keep], beams.scores[keep], beams.hashes[keep], sizes.cumsum() - sizes)
 
 
 def _living(state: SearchState, entries: NDArray[np.int32], old: Sequence[int]) -> Arcs:

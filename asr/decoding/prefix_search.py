@@ -45,7 +45,6 @@ from asr.decoding.scorer import NoScorer, Scorer
 from asr.decoding.search_config import SearchConfig
 from asr.decoding.search_state import (
     CONTEXT,
-    DEPTH,
     ENDS,
     FIRST,
     HISTORY,
@@ -133,17 +132,16 @@ class PrefixSearch(Lockstep[_Row]):
         return SearchState(ints, scores, hashes, hot=hot, lm_scale=lm_scale)
 
     def stable(self, state: SearchState) -> int:
-        """How many of the first words will not change any more: all hypotheses share them, and what follows each."""
-        return self._whole(self._units(state, state.history.common(state.ints[:, HISTORY])))
+        """How many of the first words will not change any more: they are agreed upon, and what follows each."""
+        units = self._units(state, int(state.ints[0, HISTORY])) if state.agreed else []
+        return self._whole(units[: state.agreed])
 
     def so_far(self, state: SearchState, share: float) -> SoFar:
         """See :meth:`Lockstep.so_far`; all words are likely: an open vocabulary has too many spellings for shares of
         them to mean much."""
         units = self._units(state, int(state.ints[int(self.totals(state).argmax()), HISTORY]))
-        common = state.history.common(state.ints[:, HISTORY])
-        shared = len(state.committed) + (int(state.history.data[common, DEPTH]) + 1 if common >= 0 else 0)
         words = self._timed(units)
-        return SoFar(words, len(words), self._whole(units[:shared]))
+        return SoFar(words, len(words), self._whole(units[: state.agreed]))
 
     def _whole(self, units: Sequence[tuple[int, int, int]]) -> int:
         """How many words ``units`` are, without one that may go on."""
@@ -291,9 +289,9 @@ class PrefixSearch(Lockstep[_Row]):
     def _complete(
         self, columns: NDArray[np.int32], part: Hashes, about: _Row
     ) -> tuple[Floats, Ints, NDArray[np.integer], Floats]:
-        """log10 probability of the words that the beginnings ``part`` of hypotheses (9, n) would be if they ended here,
-        and the contexts after them; the hot words' states then, and what was earned. Where no word has begun, nothing
-        changes."""
+        """log10 probability of the words that the beginnings ``part`` of hypotheses (10, n) would be if they ended
+        here, and the contexts after them; the hot words' states then, and what was earned. Where no word has begun,
+        nothing changes."""
         rows, open_ = columns[ROW], part > 0
         word = self._prefixes.word(self._prefixes.find(part))
         word = np.where(word >= 0, word, self._unknown)

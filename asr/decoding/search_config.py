@@ -14,7 +14,8 @@ class SearchConfig:
     ``lm_weight`` multiplies the language model's log10 probability (KenLM counts in log10), ``word_score`` is added
     per word, and ``prior_weight`` times the log prior of a unit is subtracted from its emission. ``blank_skip``: a step
     whose blank is likelier than this is left out when the step before it was such a step too (0.999: surely blank; 1:
-    never).
+    never). ``commit``: the next word is stable once hypotheses with this share of the probability have it, and the
+    others end (1: once all have it).
     """
 
     beam: int = 150
@@ -24,6 +25,7 @@ class SearchConfig:
     word_score: float = 0.0
     prior_weight: float = 0.0
     blank_skip: float = 0.999
+    commit: float = 1.0
 
     def __post_init__(self) -> None:
         require(1 <= self.beam <= 10_000, f"search.beam must be 1 to 10000, got {self.beam}")
@@ -31,3 +33,4 @@ class SearchConfig:
         require(self.threshold > 0, "search.threshold must be positive")
         require(self.lm_weight >= 0, "search.lm_weight must not be negative")
         require(0.5 <= self.blank_skip <= 1, "search.blank_skip must be 0.5 to 1")
+        require(0.5 < self.commit <= 1, "search.commit must be above 0.5, and 1 at most")

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 # Columns of a hypothesis. NODE is in the lexicon tree, UNIT the last one that is not blank, CONTEXT the language
 # model's, HOT the hot words', HISTORY the last whole word, FIRST and LAST the steps of the first and last unit of the
-# present word (or of the last one, at the root), WORD a word that was just completed and is not in the history yet.
-ROW, NODE, UNIT, CONTEXT, HOT, HISTORY, FIRST, LAST, WORD = range(9)
-COLUMNS = 9
+# present word (or of the last one, at the root), WORD a word that was just completed and is not in the history yet,
+# HEAD the first word behind those that are agreed upon (-1: not said yet).
+ROW, NODE, UNIT, CONTEXT, HOT, HISTORY, FIRST, LAST, WORD, HEAD = range(10)
+COLUMNS = 10
 # Columns of the scores, in nats: of all alignments that end in blank, of those that end in UNIT, and the part of both
 # that is an expectation of the language model about the present word.
 IN_BLANK, IN_UNIT, LOOK = range(3)
@@ -172,10 +173,11 @@ class Arcs:
 class SearchState:
     """A stream's search within a segment.
 
-    ``ints`` (hypotheses, 9), ``scores`` (hypotheses, 3) and ``hashes`` (hypotheses,) are never changed in place.
+    ``ints`` (hypotheses, 10), ``scores`` (hypotheses, 3) and ``hashes`` (hypotheses,) are never changed in place.
     ``emissions``: what was fed since the segment began, ``steps`` of them. ``frames``: how many of them moved the
     beams. ``skipped``: whether blanks were passed over since the last that did. ``offset``: what was taken from all
-    scores to keep them small. ``committed``: words that all hypotheses share and the history has forgotten.
+    scores to keep them small. ``agreed``: how many of the first words all hypotheses share, for ever; ``committed``:
+    those of them that the history has forgotten.
     ``remembers``: whether what recombination leaves behind is kept; ``arcs``: this, and those ``lost`` that are not
     among them yet.
     """
@@ -189,6 +191,7 @@ class SearchState:
     frames: int = 0
     skipped: bool = False
     offset: float = 0.0
+    agreed: int = 0
     committed: list[tuple[int, int, int]] = field(default_factory=list)
     hot: HotWords | None = None
     lm_scale: float = 1.0
@@ -236,7 +239,7 @@ class SearchState:
             "arcs_behind": arcs.behind,
             "committed": np.array(self.committed, dtype=np.int32).reshape(-1, 3),
             "emissions": np.concatenate(self.emissions) if self.emissions else np.zeros((0, 0), np.float32),
-            "counts": np.array([self.steps, self.frames, self.skipped, self.remembers], dtype=np.int64),
+            "counts": np.array([self.steps, self.frames, self.skipped, self.remembers, self.agreed], dtype=np.int64),
             "numbers": np.array([self.offset, self.lm_scale]),
         }
         return save({name: np.ascontiguousarray(a) for name, a in arrays.items()})
@@ -263,7 +266,7 @@ class SearchState:
             )
             emissions = _shaped(a["emissions"], np.float32, (-1, a["emissions"].shape[1]))
             state.emissions = [emissions] if len(emissions) else []
-            steps, frames, skipped, remembers = _shaped(a["counts"], np.int64, (4,)).tolist()
+            steps, frames, skipped, remembers, state.agreed = _shaped(a["counts"], np.int64, (5,)).tolist()
             state.steps, state.frames, state.skipped, state.remembers = steps, frames, bool(skipped), bool(remembers)
             state.offset, state.lm_scale = _shaped(a["numbers"], np.float64, (2,)).tolist()
             committed = _shaped(a["committed"], np.int32, (-1, 3))
@@ -301,6 +304,11 @@ class SearchState:
 
             self.arcs, self.lost = settle(self.history, self.arcs, self.lost), []
         return self
+
+    def heads(self, entries: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Column HEAD of hypotheses whose last words are ``entries`` (n,) of the history."""
+        there = self.history.at_depth(entries, self.agreed - len(self.committed))
+        return np.where(there >= 0, self.history.data[there, NAME], -1) if self.history.size else there
 
     def clone(self) -> SearchState:
         """A copy that shares nothing that changes."""
