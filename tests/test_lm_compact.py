@@ -29,6 +29,7 @@ from asr.lm import (
 )
 from asr.lm.compact import CompactSize
 from asr.lm.kenlm import is_binary
+from asr.lm.packing import differences, most_bytes, pack, sums, unpack
 from asr.lm.quantise import quantise
 
 
@@ -125,6 +126,52 @@ def test_many_words_and_contexts_of_many_words(tmp_path, words, followers):
     same(model, again, tolerance=1e-4)
 
 
+def test_differences_are_small_and_add_up_again():
+    words, counts = np.array([3, 9, 70_000, 2, 5, 5]), np.array([0, 3, 0, 2, 1, 0])
+    steps = differences(words, counts)
+    assert steps.tolist() == [3, 6, 69_991, 2, 3, 5]
+    assert sums(steps, counts).tolist() == words.tolist()
+    assert differences(words[:0], counts[:1]).tolist() == sums(words[:0], counts[:1]).tolist() == []
+
+
+def test_packed_arrays_come_back_and_broken_ones_do_not():
+    rng = np.random.default_rng(0)
+    arrays = {
+        "a": rng.integers(0, 9, 5000).astype(np.uint16),
+        "b": rng.normal(size=100).astype(np.float32),
+        "c": np.zeros(0, np.uint32),
+        "d": np.frombuffer(b"word\n" * 50, np.uint8),
+    }
+    packed, spec = pack(arrays)
+    again = unpack(packed, spec)
+    assert all(again[name].dtype == array.dtype and (again[name] == array).all() for name, array in arrays.items())
+    assert packed["a"].nbytes < 0.3 * arrays["a"].nbytes and packed["d"].nbytes < 30
+    assert all(packed[name].nbytes <= most_bytes(array) for name, array in arrays.items())
+    for kind, length in (("<u2", 4999), ("<u2", 5001), ("<u4", 5000), ("<i8", 5000), ("<u2", -1), ("<u2", 10**12)):
+        with pytest.raises(ValueError):
+            unpack(packed, {"a": (kind, length)})
+    with pytest.raises(ValueError):
+        unpack({"a": packed["a"][:-3]}, {"a": spec["a"]})
+    with pytest.raises(ValueError):
+        unpack({"a": packed["a"][5:]}, {"a": spec["a"]})
+
+
+def test_files_of_the_first_version_are_read(tmp_path):
+    from safetensors.numpy import save as write
+
+    from asr.lm.compact import _arrays, _checksum
+
+    model = big_model(3)
+    save_compact(model, tmp_path / "new.lm")
+    arrays = _arrays(model, 8)
+    for n in (2, 3):
+        arrays[f"{n}.words"] = model.last_words(n).astype(np.uint16)
+    header = {"version": 1, "words": len(model.words), "counts": list(model.counts), "crc32": _checksum(arrays)}
+    (tmp_path / "old.lm").write_bytes(write(arrays, {"asr.ngram": json.dumps(header)}))
+    same(load(tmp_path / "old.lm"), load(tmp_path / "new.lm"), tolerance=0.0)
+    assert (tmp_path / "new.lm").stat().st_size < 0.9 * (tmp_path / "old.lm").stat().st_size
+
+
 def test_models_without_longer_ngrams(tmp_path):
     model = prune(big_model(3), max_ngrams=0)
     assert model.counts[1:] == (0,)
@@ -185,22 +232,24 @@ def test_changed_bytes_are_noticed(tmp_path):
 def changed_file(path, change):
     """Rewrite a compact file with ``change(header, arrays)`` applied and the checksum right."""
     from safetensors import safe_open
-    from safetensors.numpy import save as pack
+    from safetensors.numpy import save as write
 
     from asr.lm.compact import _checksum
 
     with safe_open(path, framework="np") as file:
         header = json.loads(file.metadata()["asr.ngram"])
-        arrays = {name: file.get_tensor(name).copy() for name in file.keys()}  # noqa: SIM118
+        packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    arrays = {name: array.copy() for name, array in unpack(packed, header["arrays"]).items()}
     change(header, arrays)
-    header["crc32"] = _checksum(arrays)
-    path.write_bytes(pack(arrays, {"asr.ngram": json.dumps(header)}))
+    packed, header["arrays"] = pack(arrays)
+    header["crc32"] = _checksum(packed)
+    path.write_bytes(write(packed, {"asr.ngram": json.dumps(header)}))
 
 
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        (lambda h, a: h.update(version=2), "it has version 2, not 1: update the package"),
+        (lambda h, a: h.update(version=3), "it has version 3, not 2: update the package"),
         (lambda h, a: h.pop("version"), "it is corrupt"),
         (lambda h, a: h.update(counts=[*h["counts"][:2], 5]), "the numbers of its 3-grams do not add up"),
         (lambda h, a: h.update(counts=[5, *h["counts"][1:]]), "words"),
@@ -210,7 +259,7 @@ def changed_file(path, change):
         (lambda h, a: a.pop("2.words"), "2.words"),
         (lambda h, a: a.update(words=a["words"][1:]), "first three words"),
         (lambda h, a: a.update(words=a["words"] | np.uint8(0x80)), "it is corrupt"),
-        (lambda h, a: a["2.words"].fill(9), "not sorted"),
+        (lambda h, a: a["2.words"].fill(0), "not sorted"),
         (lambda h, a: a["3.words"].fill(60_000), "a 3-gram holds an unknown word"),
         (lambda h, a: a["1.children"].__setitem__(0, 255), "it is corrupt"),
         (lambda h, a: a["2.children"].__setitem__(0, 9), "do not add up"),
@@ -260,7 +309,7 @@ def test_what_cannot_be_written_is_refused(tmp_path):
 # sizes, formats, conversion ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "slack"), [("m.lm", 5000), ("m.kenlm", 100), ("m.arpa", 5000)])
+@pytest.mark.parametrize(("name", "slack"), [("m.lm", 12_000), ("m.kenlm", 100), ("m.arpa", 5000)])
 @pytest.mark.parametrize("order", [2, 3, 4])
 def test_pruning_to_the_bytes_of_each_format_fills_them(tmp_path, name, slack, order):
     model = big_model(order)
@@ -275,7 +324,8 @@ def test_a_larger_table_is_counted(tmp_path):
     model, size = big_model(3), CompactSize(bits=12)
     everything = size.counter(model)([np.full(c, True) for c in model.counts[1:]])
     written = save_compact(model, tmp_path / "m", bits=12)
-    assert everything - 4 * 4 * 2**12 <= written <= everything  # the tables may not be full
+    assert 0.5 * everything <= written <= everything
+    assert written > save_compact(model, tmp_path / "m", bits=8)
 
 
 def test_the_name_says_the_format_and_reading_goes_by_content(tmp_path):
@@ -296,7 +346,7 @@ def test_max_bytes_count_the_format_that_is_written(tmp_path):
     (tmp_path / "t.txt").write_text("\n".join(random_text(1, 800)))
     for name in ("m.lm", "m.kenlm", "m.arpa"):
         report = build([tmp_path / "t.txt"], tmp_path / name, order=4, max_bytes=8000)
-        assert 4000 < report.bytes == (tmp_path / name).stat().st_size <= 8000
+        assert 3500 < report.bytes == (tmp_path / name).stat().st_size <= 8000
         assert report.counts < report.full_counts
     with pytest.raises(LanguageModelError, match="size of a compressed file"):
         build([tmp_path / "t.txt"], tmp_path / "m.arpa.gz", max_bytes=9000)
@@ -336,4 +386,4 @@ def test_a_large_file_is_read_at_once(tmp_path):
         start = time.process_time()
         load(tmp_path / name)
         seconds[name] = (time.process_time() - start) * 3.1e6 / listed
-    assert seconds["m.lm"] < 0.4 and seconds["m.lm"] < seconds["m.kenlm"] / 5, seconds
+    assert seconds["m.lm"] < 0.5 and seconds["m.lm"] < seconds["m.kenlm"] / 1.5, seconds

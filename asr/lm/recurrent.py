@@ -1,0 +1,222 @@
+"""A small recurrent language model over pieces of words, for a second look at the likeliest texts of a segment.
+
+Pieces (byte pairs, :class:`asr.vocabulary.BpeVocabulary`) instead of words keep the tables small: a model of 3000
+pieces and 448 units has 2.1 million weights, a byte each on disk. One LSTM; its output goes through a small matrix and
+is compared with the same table that pieces are read from (tied embeddings: O. Press, L. Wolf 2017, "Using the output
+embedding to improve language models", EACL).
+
+Texts of one segment are alike, so they go through the network as a tree: each beginning once. In numpy; training is in
+:mod:`asr.lm.recurrent_train`. The state after a text is carried to the next one: what was said before it counts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asr.config import from_dict, require, to_dict
+from asr.errors import AsrError, LanguageModelError, ModelError, UsageError
+from asr.lm.text import cannot_read, cannot_write
+from asr.vocabulary import BLANK, BpeVocabulary, vocabulary_from_dict
+
+FORMAT = 1
+BOUNDARY = BLANK  # the piece that no word has: between sentences
+_KEY = "asr.recurrent"
+_SCALE = ".scale"
+_LOG10 = float(np.log(10.0))
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class RecurrentConfig:
+    """``embedding``: length of a piece's vector. ``hidden``: units of the LSTM."""
+
+    embedding: int = 256
+    hidden: int = 448
+
+    def __post_init__(self) -> None:
+        for name, value in to_dict(self).items():
+            require(1 <= value <= 4096, f"{name} of a recurrent language model must be 1 to 4096, not {value}")
+
+    def shapes(self, pieces: int) -> dict[str, tuple[int, ...]]:
+        """Of all weights, for so many pieces."""
+        gates = 4 * self.hidden
+        return {
+            "table": (pieces, self.embedding),
+            "lstm.weight_ih_l0": (gates, self.embedding),
+            "lstm.weight_hh_l0": (gates, self.hidden),
+            "lstm.bias_ih_l0": (gates,),
+            "lstm.bias_hh_l0": (gates,),
+            "out.weight": (self.embedding, self.hidden),
+            "out.bias": (self.embedding,),
+            "bias": (pieces,),
+        }
+
+
+@dataclass(frozen=True)
+class RecurrentState:
+    """``h``, ``c``: (hidden,) of the LSTM, which has seen all pieces but ``last``."""
+
+    h: Floats
+    c: Floats
+    last: int = BOUNDARY
+
+
+class RecurrentModel:
+    """Immutable. Raises ModelError for weights that do not fit ``config``."""
+
+    def __init__(self, config: RecurrentConfig, pieces: BpeVocabulary, weights: Mapping[str, NDArray[Any]]) -> None:
+        if {name: tuple(w.shape) for name, w in weights.items()} != config.shapes(len(pieces)):
+            raise ModelError("the weights of the recurrent language model do not fit its configuration: build it anew")
+        self.config, self.pieces = config, pieces
+        self.weights: dict[str, Floats] = {name: np.asarray(w, dtype=np.float32) for name, w in weights.items()}
+        if not all(np.isfinite(w).all() for w in self.weights.values()):
+            raise ModelError("the weights of the recurrent language model hold NaN or infinity: build it anew")
+        w = self.weights
+        order = np.concatenate([np.arange(config.hidden) + k * config.hidden for k in (0, 1, 3, 2)])  # i, f, o, g
+        bias = w["lstm.bias_ih_l0"] + w["lstm.bias_hh_l0"]
+        self._inputs = (w["table"] @ w["lstm.weight_ih_l0"].T + bias)[:, order]  # of each piece, (pieces, 4 * hidden)
+        self._gates = np.ascontiguousarray(w["lstm.weight_hh_l0"][order].T)
+
+    def begin(self) -> RecurrentState:
+        """Before the first text."""
+        zeros = np.zeros(self.config.hidden, dtype=np.float32)
+        return RecurrentState(zeros, zeros)
+
+    def score(
+        self, texts: Sequence[str], state: RecurrentState | None = None, end: bool = False
+    ) -> NDArray[np.float64]:
+        """log10 probability of each of ``texts`` (normalised words) after ``state``: (texts,). ``end``: and that a
+        sentence ends there. Raises UsageError for letters that no piece has."""
+        state = state or self.begin()
+        rows = [[*self.pieces.encode(text), *([BOUNDARY] if end else [])] for text in texts]
+        total = np.zeros(len(rows))
+        nodes = np.zeros(len(rows), dtype=np.int64)  # of each text, among those of its present depth
+        h, c, given = state.h[None], state.c[None], np.array([state.last])
+        outputs, asked = [], []
+        for depth in range(max(map(len, rows), default=0)):
+            live = np.array([i for i, row in enumerate(rows) if len(row) > depth])
+            kept, nodes[live] = np.unique(nodes[live], return_inverse=True)
+            h, c = self._lstm(given[kept], h[kept], c[kept])
+            piece = np.array([rows[i][depth] for i in live])
+            asked.append((live, nodes[live] + sum(map(len, outputs)), piece))
+            outputs.append(h)
+            branches, nodes[live] = np.unique(nodes[live] * len(self.pieces) + piece, return_inverse=True)
+            h, c, given = h[branches // len(self.pieces)], c[branches // len(self.pieces)], branches % len(self.pieces)
+        if outputs:
+            logs = self._log_probs(np.concatenate(outputs))
+            for live, node, piece in asked:
+                total[live] += logs[node, piece]
+        return total / _LOG10
+
+    def piece_log_probs(self, ids: NDArray[np.integer]) -> NDArray[np.float64]:
+        """Natural logarithms of the probability of each piece of a text given those before it: (pieces,)."""
+        h, c, last, outputs = self.begin().h[None], self.begin().c[None], BOUNDARY, []
+        for piece in ids.tolist():
+            h, c = self._lstm(np.array([last]), h, c)
+            outputs.append(h)
+            last = piece
+        if not outputs:
+            return np.zeros(0)
+        return self._log_probs(np.concatenate(outputs))[np.arange(len(ids)), ids].astype(np.float64)
+
+    def advance(self, text: str, state: RecurrentState, end: bool = False) -> RecurrentState:
+        """The state after ``text``. ``end``: and the end of a sentence."""
+        h, c, last = state.h[None], state.c[None], state.last
+        for piece in [*self.pieces.encode(text), *([BOUNDARY] if end else [])]:
+            h, c = self._lstm(np.array([last]), h, c)
+            last = piece
+        return RecurrentState(h[0], c[0], last)
+
+    def _lstm(self, given: NDArray[np.int64], h: Floats, c: Floats) -> tuple[Floats, Floats]:
+        size = self.config.hidden
+        gates = self._inputs[given] + h @ self._gates
+        i, f, o = (_sigmoid(gates[:, k * size : (k + 1) * size]) for k in range(3))
+        c = f * c + i * np.tanh(gates[:, 3 * size :])
+        return o * np.tanh(c), c
+
+    def _log_probs(self, h: Floats) -> Floats:
+        """(rows, pieces) natural logarithms."""
+        w = self.weights
+        logits = (h @ w["out.weight"].T + w["out.bias"]) @ w["table"].T + w["bias"]
+        logits -= logits.max(axis=1, keepdims=True)
+        logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        return np.asarray(logits)
+
+
+def _sigmoid(x: Floats) -> Floats:
+    return np.asarray(0.5 * np.tanh(0.5 * x) + 0.5)
+
+
+def save(model: RecurrentModel, path: str | Path) -> int:
+    """Write the model, matrices in 8 bits with a scale for each row; returns its bytes. Raises LanguageModelError."""
+    from safetensors.numpy import save as pack
+
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, w in model.weights.items():
+        if w.ndim == 2:
+            scale = np.maximum(np.abs(w).max(axis=1, keepdims=True), 1e-12) / 127
+            arrays[name], arrays[name + _SCALE] = np.round(w / scale).astype(np.int8), scale[:, 0].astype(np.float32)
+        else:
+            arrays[name] = w
+    header = {"format": FORMAT, "config": to_dict(model.config), "pieces": model.pieces.to_dict()}
+    data = pack(arrays, {_KEY: json.dumps(header)})
+    try:
+        Path(path).write_bytes(data)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    return len(data)
+
+
+def load(path: str | Path) -> RecurrentModel:
+    """Read what :func:`save` wrote. Raises LanguageModelError where there is none or it is broken or another file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            header = json.loads((file.metadata() or {})[_KEY])
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+        if header["format"] != FORMAT:
+            raise cannot_read(path, f"it has format {header['format']}, not {FORMAT}: update the package")
+        weights = {
+            name: w * arrays[name + _SCALE][:, None] if name + _SCALE in arrays else w
+            for name, w in arrays.items()
+            if not name.endswith(_SCALE)
+        }
+        pieces = vocabulary_from_dict(header["pieces"])
+        if not isinstance(pieces, BpeVocabulary):
+            raise ModelError("its pieces are of another kind")
+        return RecurrentModel(from_dict(RecurrentConfig, header["config"]), pieces, weights)
+    except OSError as error:
+        raise cannot_read(path, error) from None
+    except LanguageModelError:
+        raise
+    except (SafetensorError, LookupError, TypeError, ValueError, AttributeError, AsrError) as error:
+        raise cannot_read(
+            path, f"it is no recurrent language model, or corrupt ({' '.join(str(error).split())})"
+        ) from None
+
+
+def rescore(
+    texts: Sequence[str],
+    scores: Sequence[float],
+    first: Sequence[float],
+    second: Sequence[float],
+    weight: float,
+    share: float,
+) -> NDArray[np.float64]:
+    """Scores of texts with a second language model: part of the first one's weight is given to it. (texts,)
+
+    scores: of the search, in which ``first``, log10 probabilities by the language model of the search, count
+    ``weight`` times. second: log10 probabilities by the other one. share: of ``weight`` that it gets, 0 to 1.
+    """
+    if not len(texts) == len(scores) == len(first) == len(second):
+        raise UsageError("every text needs a score and a probability by each language model")
+    require(0 <= share <= 1, f"the share of the second language model must be 0 to 1, not {share}")
+    return np.asarray(scores, dtype=np.float64) + weight * share * (np.asarray(second) - np.asarray(first))
