@@ -33,7 +33,7 @@ import long_stream
 import numpy as np
 from conditions import CLEAN, CONDITIONS, Condition, Surroundings, changed, speaker_of
 from peers import choose
-from robustness_tables import by_length, by_speaker, phones_per_second, rate, report, thirds
+from robustness_tables import by_length, by_speaker, phones_per_second, rate, report, thirds, units
 
 from asr.errors import ERRORS, AsrError, UsageError
 from asr.recognizer import Recognizer
@@ -99,7 +99,7 @@ class Table:
     @property
     def speakers(self) -> list[str]:
         """As :func:`asr.training.metrics.error_rate` wants them: "" is one of its own."""
-        return [speaker_of(u) for u in self.utterances]
+        return units([speaker_of(u) for u in self.utterances])
 
     def edits(self, texts: Sequence[str]) -> list[Edits]:
         """Of every utterance."""

@@ -32,8 +32,14 @@ def drawn(speakers: Sequence[str]) -> str:
     return " and ".join([*parts, *([f"{alone} utterance{'s' * (alone != 1)}"] if alone else [])])
 
 
+def units(speakers: Sequence[str]) -> list[str]:
+    """What the bootstrap shall draw: speakers, or utterances where all are of one speaker."""
+    return [""] * len(speakers) if len({*speakers}) == 1 else list(speakers)
+
+
 def rate(edits: Sequence[Edits], speakers: Sequence[str]) -> dict[str, Any]:
     """Error rate with its interval, and what was drawn for it."""
+    speakers = units(speakers)
     return {**asdict(metrics.error_rate(edits, speakers)), "drawn": drawn(speakers)}
 
 
