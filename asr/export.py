@@ -143,6 +143,7 @@ def open_onnx(path: Path) -> tuple[Run, dict[str, Any]]:
     runtime = _need("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors
     session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     description = json.loads(session.get_modelmeta().custom_metadata_map[METADATA])
     names = [output.name for output in session.get_outputs()]

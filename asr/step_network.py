@@ -50,6 +50,8 @@ class StepNetwork(nn.Module):
     :meth:`forward` takes :attr:`inputs` and gives :attr:`outputs`, in their order.
     """
 
+    places: Tensor
+
     def __init__(self, model: AcousticModel, steps: int, heads: tuple[str, ...]) -> None:
         """``model`` is a plain one. Raises UsageError for a head that it lacks or too few steps."""
         super().__init__()
@@ -61,6 +63,7 @@ class StepNetwork(nn.Module):
         self.model = model.eval()
         self.steps, self.heads = steps, heads
         self.delay = model.config.lookahead_steps
+        self.register_buffer("places", torch.arange(steps * FRAMES_PER_STEP), persistent=False)
         layers = [layer for layer in model.recurrent if isinstance(layer, RecurrentLayer)]
         self.recurrent = nn.ModuleList(PackedRecurrent(layer, _FloatProduct) for layer in layers)
         self.ahead = {int(i): a for i, a in model.look_ahead.items() if isinstance(a, LookAhead)}
@@ -93,8 +96,7 @@ class StepNetwork(nn.Module):
         """``frames``: (batch, 2 steps, mels) log-mel; ``length``: (batch,) how many of them there are, less than all
         only where a stream ends; ``state``: :attr:`states`."""
         held = dict(zip((s.name for s in self.states), state, strict=True))
-        places = torch.arange(self.steps * FRAMES_PER_STEP, device=frames.device)
-        here = (places < length[:, None]).to(frames.dtype)
+        here = (self.places < length[:, None]).to(frames.dtype)
         sound = torch.cat([held["context"], self.model.front_end.normalize(frames) * here[..., None]], dim=1)
         now = here[:, ::FRAMES_PER_STEP]
         real = torch.cat([held["real"], now], dim=1) if self.delay else now
@@ -102,7 +104,7 @@ class StepNetwork(nn.Module):
         after["context"], after["real"] = sound[:, self.steps * FRAMES_PER_STEP :], real[:, self.steps :]
         z = self.model.norm(x)
         emissions = [F.log_softmax(self.model.heads[head](z), dim=-1) for head in self.heads]
-        return *emissions, real[:, : self.steps] > 0, *(after[s.name] for s in self.states)
+        return *emissions, real[:, : self.steps].bool(), *(after[s.name] for s in self.states)
 
     def _layers(self, x: Tensor, real: Tensor, held: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """``real``: (batch, delay + steps), of which the last are those that come in."""

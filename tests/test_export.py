@@ -24,6 +24,7 @@ from asr.step_network import StepNetwork
 
 ROOT = Path(__file__).resolve().parent.parent
 CLIP = ROOT / "tests" / "clips" / "letter.wav"
+FRAMES = 149  # of the clip; odd, so that its last step is half filled
 CLOSE = {"atol": 1e-3, "rtol": 0.0}  # the heads' random weights are large
 
 
@@ -130,7 +131,7 @@ def clip(tiny_path: Path) -> torch.Tensor:
     from asr.audio import load_audio
 
     features = LogMel(find_model(tiny_path).config.features)
-    return features(torch.from_numpy(load_audio(CLIP))[None])[0, :401]
+    return features(torch.from_numpy(load_audio(CLIP))[None])[0, :FRAMES]
 
 
 def test_onnxruntime_over_a_clip(onnx_file: Path, tiny_path: Path) -> None:
@@ -138,13 +139,13 @@ def test_onnxruntime_over_a_clip(onnx_file: Path, tiny_path: Path) -> None:
     frames = clip(tiny_path)
     model = find_model(tiny_path).load_network()
     for row, theirs in zip(
-        export.stream(run, about, [frames.numpy(), frames[100:150].numpy(), frames[7:].numpy()]),
-        (in_torch(model, f) for f in (frames, frames[100:150], frames[7:])),
+        export.stream(run, about, [frames.numpy(), frames[100:130].numpy(), frames[7:].numpy()]),
+        (in_torch(model, f) for f in (frames, frames[100:130], frames[7:])),
         strict=True,
     ):
         torch.testing.assert_close(torch.from_numpy(row["phones"]), theirs, **CLOSE)
     alone = export.stream(run, about, [frames.numpy()])[0]
-    assert alone["phones"].shape == (201, 9) and alone["characters"].shape == (201, 29)
+    assert alone["phones"].shape == ((FRAMES + 1) // 2, 9) and alone["characters"].shape == ((FRAMES + 1) // 2, 29)
 
 
 def test_the_description(onnx_file: Path, tiny_path: Path) -> None:
@@ -167,7 +168,7 @@ def test_the_example_of_the_page(onnx_file: Path, tiny_path: Path, monkeypatch: 
     monkeypatch.chdir(onnx_file.parent)
     names: dict[str, Any] = {}
     exec(code, names)
-    samples = load_audio(CLIP)[: 401 * 320 - 100]
+    samples = load_audio(CLIP)[: FRAMES * 320 - 100]
     frames = names["log_mel"](samples, names["about"]["features"])
     expected = clip(tiny_path).numpy()
     expected[-1] = LogMel(FeatureConfig(mels=16))(torch.from_numpy(samples)[None])[0, -1].numpy()
@@ -177,7 +178,7 @@ def test_the_example_of_the_page(onnx_file: Path, tiny_path: Path, monkeypatch: 
         out, state = model.step(torch.from_numpy(frames)[None], model.begin(), "characters")
         best = torch.cat([out["characters"], model.end(state, "characters")["characters"]], dim=1)[0].argmax(1).tolist()
     kept = [letters[b] for a, b in zip([0, *best], best, strict=False) if b not in (a, 0)]
-    assert len(kept) > 20 and names["greedy"](frames) == "".join(kept)
+    assert len(kept) > 5 and names["greedy"](frames) == "".join(kept)
 
 
 def test_torch_export(tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
