@@ -99,13 +99,14 @@ class RecurrentModel:
         total = np.zeros(len(rows))
         nodes = np.zeros(len(rows), dtype=np.int64)  # of each text, among those of its present depth
         h, c, given = state.h[None], state.c[None], np.array([state.last])
-        outputs, asked = [], []
+        outputs: list[Floats] = []
+        asked: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]] = []
         for depth in range(max(map(len, rows), default=0)):
             live = np.array([i for i, row in enumerate(rows) if len(row) > depth])
             kept, nodes[live] = np.unique(nodes[live], return_inverse=True)
             h, c = self._lstm(given[kept], h[kept], c[kept])
             piece = np.array([rows[i][depth] for i in live])
-            asked.append((live, nodes[live] + sum(map(len, outputs)), piece))
+            asked.append((live, nodes[live] + sum(len(output) for output in outputs), piece))
             outputs.append(h)
             branches, nodes[live] = np.unique(nodes[live] * len(self.pieces) + piece, return_inverse=True)
             h, c, given = h[branches // len(self.pieces)], c[branches // len(self.pieces)], branches % len(self.pieces)
