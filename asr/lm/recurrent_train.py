@@ -112,7 +112,7 @@ def learn_pieces(texts: Sequence[Sequence[str]], size: int) -> BpeVocabulary:
 def cut(lines: Sequence[str], pieces: BpeVocabulary, rng: np.random.Generator) -> tuple[NDArray[np.integer], ...]:
     """Blocks of a text as pieces, a boundary after most lines. Lines with letters that no piece has are left out."""
     known = set("".join(pieces.units))
-    blocks = []
+    blocks: list[NDArray[np.integer]] = []
     for first in range(0, len(lines), BLOCK):
         ids: list[int] = []
         for line in lines[first : first + BLOCK]:
