@@ -214,6 +214,7 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="write aligned errors and results there")
     parser.add_argument("--streaming", action="store_true", help="only streaming (default: both, side by side)")
     parser.add_argument("--offline", action="store_true", help="only offline")
+    parser.add_argument("--greedy", action="store_true", help="without lexicon and language model")
     parser.add_argument("--limit", type=_positive, metavar="N", help="only the first N utterances of each corpus")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
 
@@ -231,6 +232,7 @@ def _eval(args: argparse.Namespace) -> int:
             offline=args.offline or both,
             limit=args.limit,
             device=args.device,
+            greedy=args.greedy,
         )
         or 0
     )

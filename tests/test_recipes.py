@@ -64,7 +64,8 @@ def test_a_recipe_says_what_it_needs_and_gives(name: str) -> None:
         "phones and characters"
     )
     assert plan.stages[0].config.crf == 0 < plan.stages[-1].config.crf  # CTC first
-    assert len({json.dumps(stage.config.model, sort_keys=True) for stage in plan.stages}) == 1
+    shapes = [{k: v for k, v in stage.config.model.items() if k != "dropout"} for stage in plan.stages]
+    assert all(shape == shapes[0] for shape in shapes), "a stage starts from the weights of the one before"
     for stage in plan.stages:
         assert not any(getattr(stage.config, path) for path in ("noise", "rooms", "lexicon", "words", "cache"))
     text = find_recipe(name).read_text(encoding="utf-8")

@@ -53,14 +53,16 @@ def main(
     limit: int | None,
     device: str,
     file: TextIO | None = None,
+    greedy: bool = False,
 ) -> int:
     """Evaluate a model on every manifest and print a table; with ``out`` also write results and aligned errors.
+    ``greedy``: without lexicon and language model, the best letter of every step.
 
     A bidirectional model is evaluated offline only; asked for streaming alone it raises ModelError.
     """
     file = file or sys.stdout
     corpora = {name: utterances[:limit] for name, utterances in read_corpora(data).items()}
-    recognizer = Recognizer.load(model, device=device)
+    recognizer = Recognizer.load(model, device=device, greedy=greedy)
     if recognizer.model.config.bidirectional and offline:
         streaming = False
     results: list[CorpusResult] = []
@@ -69,7 +71,7 @@ def main(
     )
     for name, utterances in corpora.items():
         audio = load_utterances(utterances)
-        greedy = greedy_error_rates(recognizer, utterances, audio)
+        units = greedy_error_rates(recognizer, utterances, audio)
         for mode in [m for m, wanted in (("streaming", streaming), ("offline", offline)) if wanted]:
             began = time.perf_counter()
             if recognizer.model.config.bidirectional and mode == "offline":
@@ -87,7 +89,7 @@ def main(
                 seconds,
                 metrics.word_error_rate(references, texts, speakers),
                 metrics.character_error_rate(references, texts, speakers),
-                greedy,
+                units,
                 took / max(seconds, 1e-9),
             )
             results.append(result)
