@@ -355,9 +355,9 @@ def test_build_mixes_prunes_and_reports(tmp_path, capsys):
     one.write_text("\n".join(random_text(1, 800)))
     two.write_bytes(gzip.compress("\n".join(random_text(2, 300)).encode()))
     dev.write_text("text\n" + "\n".join(random_text(1, 900)[800:]) + "\nunheard b\n")
-    report = build([one, two], tmp_path / "out.lm", dev=dev, vocabulary_size=10, max_bytes=6000, progress=True)
+    report = build([one, two], tmp_path / "out.lm", dev=dev, vocabulary_size=10, max_bytes=3000, progress=True)
     assert report.words == 10
-    assert report.bytes == (tmp_path / "out.lm").stat().st_size <= 6000
+    assert report.bytes == (tmp_path / "out.lm").stat().st_size <= 3000
     assert sum(report.counts) < sum(report.full_counts)
     assert report.weights[0] > 0.8 and sum(report.weights) == pytest.approx(1.0)
     assert report.dev[0].text == str(dev) and 0 < report.dev[0].oov_rate < 1

@@ -449,6 +449,8 @@ def test_ctrl_c_in_the_whole_process_group(jobs: int) -> None:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell that starts tests in the background has them ignore SIGINT, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 20
     while not Path("out/a.txt").exists() and time.monotonic() < deadline:
