@@ -221,12 +221,12 @@ def _compute(job: _Job) -> None:
         raise
     except AsrError as error:
         raise ManifestError(str(error)) from None
-    _write(job.frames, lambda temporary: np.save(temporary, np.concatenate(parts)))
+    write_whole(job.frames, lambda temporary: np.save(temporary, np.concatenate(parts)))
     # Last: the presence of both says that the shard is whole.
-    _write(job.index, lambda temporary: temporary.write_text(json.dumps({"index": index}), encoding="utf-8"))
+    write_whole(job.index, lambda temporary: temporary.write_text(json.dumps({"index": index}), encoding="utf-8"))
 
 
-def _write(path: Path, write: Callable[[Path], object]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file that is whole or absent, also when others write the same one."""
     temporary = path.with_name(f"{path.stem}.{uuid.uuid4().hex[:12]}.tmp{path.suffix}")
     try:

@@ -19,7 +19,7 @@ from typing import Any
 
 from asr.config import from_dict, require
 from asr.errors import ConfigError, UsageError
-from asr.training.train_config import TrainConfig, model_config
+from asr.training.train_config import TrainConfig, model_config, read_toml
 
 PATHS = ("noise", "rooms", "lexicon", "words", "cache")
 """Keys of a configuration that are paths."""
@@ -107,12 +107,7 @@ def read_plan(path: Path, changes: Sequence[str] = ()) -> Plan:
     ``changes``: ``KEY=VALUE``, in all stages, or ``STAGE:KEY=VALUE``; a value is TOML or else a string. Relative paths
     are relative to the file, those of ``changes`` to the working folder.
     """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    values = read_toml(path)
     try:
         recipe = from_dict(Recipe, values.pop("recipe", {}), "recipe")
         tables = _stage_tables(values.pop("stages", None))

@@ -12,11 +12,10 @@ import itertools
 import json
 import logging
 import math
-import os
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +29,7 @@ from asr.errors import ConfigError, ManifestError, UsageError
 from asr.features import SAMPLE_RATE
 from asr.lexicon import Lexicon
 from asr.text import normalize
+from asr.training.cache import write_whole
 from asr.training.manifest import read_table
 from asr.training.synth_audio import OpusWriter, agreement, shape, trimmed
 from asr.training.synth_engines import ENGINES, Request, Speech, Voice, choose, find_voice
@@ -229,7 +229,7 @@ def _plan(config: SynthConfig, voices: Sequence[Voice], lexicon: Lexicon, out: P
     plan = make_plan(config, voices, lexicon)
     work.mkdir(parents=True, exist_ok=True)
     saved = {"settings": settings, "coverage": plan.coverage, "items": [dataclasses.asdict(i) for i in plan.items]}
-    _write(path, lambda temporary: temporary.write_text(json.dumps(saved), encoding="utf-8"))
+    write_whole(path, lambda temporary: temporary.write_text(json.dumps(saved), encoding="utf-8"))
     return plan
 
 
@@ -328,7 +328,7 @@ def _record(
     finally:
         temporary.unlink(missing_ok=True)
     saved = {"rows": rows, "dropped": [[*key, count] for key, count in sorted(dropped.items())]}
-    _write(part, lambda path: path.write_text(json.dumps(saved), encoding="utf-8"))
+    write_whole(part, lambda path: path.write_text(json.dumps(saved), encoding="utf-8"))
 
 
 def _check_voices(items: Sequence[Item], dropped: Counter[tuple[str, str]]) -> None:
@@ -393,19 +393,9 @@ def _write_table(out: Path, work: Path, recordings: int, plan: Plan | None = Non
             utterances[row["corpus"]] += 1
         for voice, reason, count in part["dropped"]:
             dropped[reason][voice] += count
-    _write(out, lambda temporary: temporary.write_text("\n".join(lines) + "\n", encoding="utf-8"))
+    write_whole(out, lambda temporary: temporary.write_text("\n".join(lines) + "\n", encoding="utf-8"))
     coverage = plan.coverage if plan else ((0, 0), (0, 0))
     return SynthReport(out, dict(seconds), dict(utterances), dict(dropped["failed"]), dict(dropped["unlike"]), coverage)
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file that is whole or absent."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 __all__ = ["Item", "Plan", "SynthConfig", "SynthReport", "load_lexicon", "main", "make_plan", "split"]

@@ -121,14 +121,19 @@ class TrainConfig:
         require(self.evaluate_minutes > 0, "evaluate_minutes must be positive")
 
 
-def read_config(path: Path) -> TrainConfig:
-    """Read a TOML configuration; relative paths in it are relative to its folder. Raises ConfigError."""
+def read_toml(path: Path) -> dict[str, Any]:
+    """The content of a configuration file. Raises ConfigError."""
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+def read_config(path: Path) -> TrainConfig:
+    """Read a TOML configuration; relative paths in it are relative to its folder. Raises ConfigError."""
+    values = read_toml(path)
     try:
         config = from_dict(TrainConfig, values)
         model_config(config, {name: 2 for name in config.heads})  # so that a bad model table is found before any work
