@@ -10,6 +10,7 @@ import numpy as np
 
 from asr.errors import UsageError
 from asr.training.batches import Batch, BatchMaker, BatchPlan, TrainingSet
+from asr.training.consistency import two_views
 from asr.training.train_config import TrainConfig
 
 _MOST_THREADS = 4
@@ -96,7 +97,10 @@ class BatchSource:
             self._threads = None
 
     def _make(self, place: Place, rows: Sequence[Sequence[tuple[int, int]]]) -> Batch:
-        return self.maker.make(rows, np.random.default_rng([self.config.seed, *place]))
+        rng = np.random.default_rng([self.config.seed, *place])
+        if not self.config.consistency:
+            return self.maker.make(rows, rng)
+        return two_views(self.maker.make(rows, rng, mask=False), self.maker.mask, rng)
 
     def _following(self, place: Place) -> Iterator[Place]:
         """``place`` and the ``ahead`` places that this process needs after it."""

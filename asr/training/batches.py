@@ -266,15 +266,16 @@ class BatchMaker:
             (s, start, count) for s in noises for _, _, start, count in s.index.tolist() if count > _NOISE_LEAST
         ]
 
-    def make(self, rows: Sequence[Sequence[tuple[int, int]]], rng: np.random.Generator) -> Batch:
-        """One batch of changed rows."""
-        made = [self._row(row, rng) for row in rows]
+    def make(self, rows: Sequence[Sequence[tuple[int, int]]], rng: np.random.Generator, mask: bool = True) -> Batch:
+        """One batch of changed rows; ``mask``: with SpecAugment."""
+        made = [self._row(row, rng, mask) for row in rows]
         if self.augment.empty and self.noises:
             longest = max(len(f) for f, _ in made)
             for _ in range(rng.binomial(len(rows), self.augment.empty)):
                 crowd = rng.random() < self.augment.empty_babble
                 frames = self._babble(longest, rng, *_CROWD) if crowd else self._noise(longest, rng)
-                made.append((self._mask(frames + np.float32(rng.uniform(-6, 2)), rng), []))
+                frames += np.float32(rng.uniform(-6, 2))
+                made.append((self.mask(frames, rng) if mask else frames, []))
         lengths = torch.tensor([len(frames) for frames, _ in made])
         frames = np.zeros((len(made), int(lengths.max()), len(self.data.mean)), dtype=np.float32)
         for i, (piece, _) in enumerate(made):
@@ -299,7 +300,9 @@ class BatchMaker:
             pieces.append(known[u])
         return np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int64)
 
-    def _row(self, row: Sequence[tuple[int, int]], rng: np.random.Generator) -> tuple[Frames, list[tuple[int, int]]]:
+    def _row(
+        self, row: Sequence[tuple[int, int]], rng: np.random.Generator, mask: bool
+    ) -> tuple[Frames, list[tuple[int, int]]]:
         a = self.augment
         pieces: list[Frames] = []
         for part in row:
@@ -319,7 +322,7 @@ class BatchMaker:
         if rng.random() < a.babble:
             frames = add_power(frames, self._babble(len(frames), rng), rng.uniform(max(a.snr_db[0], 5), a.snr_db[1]))
         frames += np.float32(rng.uniform(*a.volume_db) * np.log(10) / 10)
-        return self._mask(frames, rng), list(row)
+        return self.mask(frames, rng) if mask else frames, list(row)
 
     def _gap(self, frames: Frames, rng: np.random.Generator) -> Frames:
         """Frames of silence that sound like the quietest parts of an utterance."""
@@ -344,8 +347,8 @@ class BatchMaker:
         assert mixed is not None
         return mixed
 
-    def _mask(self, frames: Frames, rng: np.random.Generator) -> Frames:
-        """SpecAugment (Park et al. 2019) with the mean as filling."""
+    def mask(self, frames: Frames, rng: np.random.Generator) -> Frames:
+        """SpecAugment (Park et al. 2019) with the mean as filling, in place."""
         a = self.augment
         bands = frames.shape[1]
         for _ in range(a.frequency_masks):

@@ -425,7 +425,8 @@ def _model(config: TrainConfig, data: TrainingSet, start: ModelFolder | None) ->
     model = new_model(config, data)
     if start is None:
         return model
-    shape = {"heads": {}, "dropout": 0.0, "intermediate": 0}
+    free = ("heads", "dropout", "intermediate", "running_mean", "running_mean_s", "running_mean_memory_s")
+    shape = dict.fromkeys(free)  # what may differ: the weights are the same
     if {**to_dict(model.config), **shape} != {**to_dict(start.config.model), **shape}:
         raise UsageError(f"the model given by --init has another shape: leave the [model] table of {start.name} away")
     wanted = model.state_dict()

@@ -30,7 +30,9 @@ from asr.features import FRAME_MS
 from asr.model import AcousticModel, ModelConfig
 from asr.training.batch_source import BatchSource, Place
 from asr.training.batches import Batch, BatchMaker, BatchPlan, TrainingSet
+from asr.training.consistency import consistency_loss
 from asr.training.crf import Denominator, unit_trigram
+from asr.training.muon import Muon, matrices_of
 from asr.training.train_config import TrainConfig
 from asr.training.train_config import model_config as model_config
 from asr.training.train_config import read_config as read_config
@@ -69,9 +71,12 @@ class Trainer:
         self.slots = range(rank * config.accumulate, (rank + 1) * config.accumulate)
         ahead = config.prefetch if config.prefetch >= 0 else _AHEAD_ON_GPU * (self.device.type == "cuda")
         self.batches = BatchSource(config, data, maker, self.slots, world * config.accumulate, ahead)
-        decayed = [p for p in model.parameters() if p.dim() > 1]
+        matrices = matrices_of(model) if config.optimizer.method == "muon" else []
+        others = {id(p) for group in matrices for p in group["params"]}
+        decayed = [p for p in model.parameters() if p.dim() > 1 and id(p) not in others]
         plain = [p for p in model.parameters() if p.dim() <= 1]
         self.optimizer = torch.optim.AdamW([{"params": decayed}, {"params": plain}], lr=config.optimizer.peak_rate)
+        self.muon = Muon(matrices, lr=config.optimizer.peak_rate) if matrices else None
         self._set_optimizer()
         self.average = {k: v.detach().clone() for k, v in model.state_dict().items()}
         self.denominator = _denominator(config, data, self.device)
@@ -93,6 +98,13 @@ class Trainer:
         for group, weight_decay in zip(self.optimizer.param_groups, (settings.weight_decay, 0.0), strict=True):
             group["weight_decay"] = weight_decay
             group["betas"] = settings.betas
+        for group in self.muon.param_groups if self.muon else ():
+            group["weight_decay"] = settings.weight_decay
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """AdamW, and Muon where it has the matrices."""
+        return [self.optimizer, *([self.muon] if self.muon else [])]
 
     # -- one step ----------------------------------------------------------------------------------------------------
 
@@ -105,7 +117,7 @@ class Trainer:
         began = time.monotonic()
         config = self.config
         self.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         scalars: dict[str, float] = {}
         for part, slot in enumerate(self.slots):
             batch = self.batches.get(Place(self.epoch, self.position, slot))
@@ -121,9 +133,10 @@ class Trainer:
         norm = self._average_gradients()
         rate = self.learning_rate()
         if math.isfinite(norm):
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                optimizer.step()
             self._average_weights()
         else:
             self.skipped += 1
@@ -178,6 +191,9 @@ class Trainer:
             lengths = batch.target_lengths[first]
             rest = self.denominator(out[first], steps).sum() - self.denominator.log_prior(batch.targets[first], lengths)
             losses["crf"] = losses[first] + rest / max(1, int(lengths.sum()))
+        if self.config.consistency:
+            first = self.config.heads[0]
+            losses["consistency"] = consistency_loss(out[first], steps) / max(1, int(batch.target_lengths[first].sum()))
         return losses, state
 
     def autocast(self) -> torch.autocast:
@@ -189,6 +205,7 @@ class Trainer:
         weights["intermediate"] = self.config.intermediate_weight
         first = self.config.heads[0]
         weights["crf"] = weights[first] * self.config.crf
+        weights["consistency"] = weights[first] * self.config.consistency
         weights[first] *= 1 - self.config.crf
         return torch.stack([losses[name] * weights[name] for name in losses]).sum()
 
@@ -199,8 +216,10 @@ class Trainer:
             return None
         rng = np.random.default_rng([self.config.seed, self.epoch, self.position, self.slots[part], 1])
         h, c = carried
-        chosen = torch.from_numpy(rng.integers(0, h.shape[1], rows)).to(h.device)
-        keep = torch.from_numpy((rng.random(rows) < self.config.carry).astype(np.float32)).to(h.device)[:, None]
+        views = 2 if self.config.consistency else 1  # both views of a row go on from the same state
+        chosen = torch.from_numpy(rng.integers(0, h.shape[1], rows // views)).to(h.device).repeat(views)
+        kept = (rng.random(rows // views) < self.config.carry).astype(np.float32)
+        keep = torch.from_numpy(kept).to(h.device).repeat(views)[:, None]
         return h[:, chosen] * keep, c[:, chosen] * keep
 
     def _lookahead(self, slot: int) -> Sequence[int] | None:
@@ -260,6 +279,7 @@ class Trainer:
                 "model": self.model.state_dict(),
                 "average": self.average,
                 "optimizer": self.optimizer.state_dict(),
+                "muon": self.muon.state_dict() if self.muon else None,
                 "step": self.step,
                 "epoch": self.epoch,
                 "position": self.position,
@@ -283,7 +303,11 @@ class Trainer:
         if saved["vocabularies"] != {name: v.to_dict() for name, v in self.data.heads.items()}:
             raise UsageError(f"{path} holds a model of other units: use the configuration and data it was started with")
         self.model.load_state_dict(saved["model"])
+        if bool(saved.get("muon")) != (self.muon is not None):
+            raise UsageError(f"{path} was trained by another optimizer.method: keep the one it was started with")
         self.optimizer.load_state_dict(saved["optimizer"])
+        if self.muon:
+            self.muon.load_state_dict(saved["muon"])
         self._set_optimizer()  # these settings may be changed between the parts of a run
         self.average = {k: v.clone() for k, v in saved["average"].items()}
         self.step, self.epoch, self.position = saved["step"], saved["epoch"], saved["position"]

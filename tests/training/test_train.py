@@ -496,3 +496,21 @@ def test_ctc_reference_agrees_with_torch() -> None:
         log_probs[:, None], torch.tensor([[1, 1, 3]]), torch.tensor([9]), torch.tensor([3]), reduction="sum"
     )
     assert _ctc(log_probs, [1, 1, 3]) == pytest.approx(float(expected))
+
+
+def test_consistency_trains_on_two_views_of_every_row(new_trainer: NewTrainer) -> None:
+    plain, paired = new_trainer(carry=0.5), new_trainer(carry=0.5, consistency=0.2)
+    place = Place(0, 0, 0)
+    one, two = plain.batches.get(place), paired.batches.get(place)
+    rows = len(two.lengths) // 2
+    assert two.ids[:rows] == two.ids[rows:] and rows == len(one.lengths)
+    assert not torch.equal(two.frames[:rows], two.frames[rows:])  # the masks differ
+    for _ in range(2):
+        scalars = paired.train_step()
+    assert scalars["consistency"] > 0
+    expected = scalars["characters"] + 0.2 * scalars["consistency"]
+    assert scalars["loss"] == pytest.approx(expected, rel=1e-5)
+    carry = paired._carry(0, 2 * rows)
+    assert carry is not None
+    for part in carry:
+        assert torch.equal(part[:, :rows], part[:, rows:])  # both views go on from one state
