@@ -54,7 +54,7 @@ from asr.training.evaluate import emissions_of, load_utterances
 from asr.training.export import export
 from asr.training.manifest import read_corpora
 from asr.training.recipe import absolute, config_of, merged, read_change
-from asr.training.run import evaluate, new_model, prepare
+from asr.training.run import evaluate, model_from, prepare
 from asr.training.train import Trainer, model_config, own_device
 from asr.training.train_config import TrainConfig
 from asr.training.tune import SearchFactory, Table, cut_segments, measure
@@ -132,9 +132,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tune", type=int, default=40, help="of these, for the weights of the search (40)")
     parser.add_argument("--prior-weights", nargs="+", type=float, default=[0.3, 0.6])
     parser.add_argument("--lm-weights", nargs="+", type=float, default=[1.0, 1.5])
+    parser.add_argument("--beam", type=int, default=100, help="hypotheses of the search (100)")
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the base, before the cells'"
     )
+    parser.add_argument("--init", default="", metavar="MODEL", help="model whose weights every cell begins with")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(argv)
@@ -142,8 +144,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     args.budget = Budget(steps=args.steps) if args.steps else Budget(seconds=args.seconds)
     if not args.table and not (args.data and args.dev):
         parser.error("--data and --dev are needed unless --table is given")
-    if args.steps < 0 or args.seconds <= 0 or min(args.limit, args.tune, args.threads) < 1:
-        parser.error("budget, --limit, --tune and --threads must be positive")
+    if args.steps < 0 or args.seconds <= 0 or min(args.limit, args.tune, args.beam, args.threads) < 1:
+        parser.error("budget, --limit, --tune, --beam and --threads must be positive")
     return args
 
 
@@ -207,8 +209,9 @@ def size(config: TrainConfig, hidden: int) -> int:
 def digest(config: TrainConfig, cell: Cell, args: argparse.Namespace) -> str:
     """What makes a run another run."""
     given = {**to_dict(config), "cache": "", "crf_from": cell.crf_from}
-    rest = [str(args.budget), args.data, args.dev, args.words, args.limit, args.tune, args.device]
-    text = json.dumps([given, *rest, args.prior_weights, args.lm_weights], sort_keys=True, default=str)
+    measured = [args.words, args.limit, args.tune, args.beam]
+    rest = [str(args.budget), args.data, args.dev, *measured, args.device, args.prior_weights, args.lm_weights]
+    text = json.dumps([given, *rest, *([args.init] if args.init else [])], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -267,7 +270,7 @@ def run_cell(cell: Cell, settings: TrainConfig, args: argparse.Namespace) -> dic
         settings = dataclasses.replace(settings, cache=str((args.out / "cache").resolve()))
     device = own_device(args.device)
     prepared = prepare(settings, args.data, args.dev, folder)
-    model = new_model(settings, prepared.data)
+    model = model_from(settings, prepared.data, find_model(args.init) if args.init else None)
     print(f"{cell.name}: {model.parameter_count / 1e6:.2f} million parameters, {args.budget}", flush=True)
     trainer = BudgetTrainer(settings, model, prepared.data, prepared.maker, folder, device)
     trainer.budget, trainer.crf_from = args.budget, cell.crf_from
@@ -282,6 +285,7 @@ def run_cell(cell: Cell, settings: TrainConfig, args: argparse.Namespace) -> dic
         "note": cell.note,
         "changes": cell.values,
         "budget": str(args.budget),
+        "init": args.init,
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else f"cpu, {args.threads} thread(s)",
         "parameters": model.parameter_count,
         "latency_ms": None if shape.bidirectional else shape.algorithmic_latency_ms,
@@ -306,15 +310,17 @@ def words(model: Path, args: argparse.Namespace, device: str) -> dict[str, Any]:
     searches = SearchFactory(recognizer)
     held_out = [first(table, args.tune) for table, _ in heard]
     grid = [
-        dataclasses.replace(recognizer.folder.config.search, prior_weight=prior, lm_weight=weight)
+        dataclasses.replace(recognizer.folder.config.search, prior_weight=prior, lm_weight=weight, beam=args.beam)
         for prior, weight in itertools.product(args.prior_weights, args.lm_weights)
     ]
-    best = min((measure(searches(config), held_out) for config in grid), key=lambda trial: trial.mean)
-    trial = measure(searches(best.config), [table for table, _ in heard])
+    best = grid[0]
+    if len(grid) > 1:
+        best = min((measure(searches(config), held_out) for config in grid), key=lambda trial: trial.mean).config
+    trial = measure(searches(best), [table for table, _ in heard])
     return {
         "greedy": {t.name: rate(t.references, texts) for t, texts in heard if texts is not None},
         "words": dict(zip((t.name for t, _ in heard), trial.rates, strict=True)),
-        "search": {name: getattr(best.config, name) for name in ("prior_weight", "lm_weight", "word_score", "beam")},
+        "search": {name: getattr(best, name) for name in ("prior_weight", "lm_weight", "word_score", "beam")},
     }
 
 
@@ -369,12 +375,13 @@ def append(path: Path, result: dict[str, Any]) -> None:
 
 
 def tables(results: Iterable[dict[str, Any]]) -> str:
-    """Markdown: a table per budget and device, the base first, then group by group; then the commands."""
-    latest = {(r["budget"], r["device"], r["name"]): r for r in results}
+    """Markdown: a table per budget, device and first weights; the base first, then by group; then the commands."""
+    latest = {((r["budget"], r["device"], r.get("init", "")), r["name"]): r for r in results}
     pieces = []
-    for kind in dict.fromkeys((budget, device) for budget, device, _ in latest):
-        rows = [r for (budget, device, _), r in latest.items() if (budget, device) == kind]
-        pieces.append(f"{kind[0]} per cell on {kind[1]}; WER in %, greedy / with the language model:\n\n{table(rows)}")
+    for kind in dict.fromkeys(kind for kind, _ in latest):
+        rows = [r for (other, _), r in latest.items() if other == kind]
+        title = f"{kind[0]} per cell on {kind[1]}{f', from the weights of {kind[2]}' if kind[2] else ''}"
+        pieces.append(f"{title}; WER in %, greedy / with the language model:\n\n{table(rows)}")
         pieces.append(_commands(rows))
     return "\n\n".join(pieces) or "no results yet"
 

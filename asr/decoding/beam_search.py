@@ -138,6 +138,10 @@ class BeamSearch(Lockstep[_Row]):
 
         return HotWords(phrases, self._ids, lambda word: self._spell(word, lexicon), score, normalize)
 
+    def spell(self, word: str) -> list[list[int]]:
+        """The unit ids of the pronunciations of a word of the lexicon."""
+        return self._spell(word, self.lexicon)
+
     def _spell(self, word: str, lexicon: Lexicon) -> list[list[int]]:
         """The unit ids of a word's pronunciations."""
         if isinstance(self.vocabulary, PhoneVocabulary):

@@ -110,6 +110,9 @@ class Lockstep(ABC, Generic[About]):
     """``step / step_many`` over the emissions of one head. ``shift``: (units,) what is subtracted from emissions;
     ``recombine``: of hypotheses with the same future, keep the best only; ``space``: the unit between words, or -1."""
 
+    commit_steps = COMMIT_STEPS
+    """How long what the best hypothesis says stays open at most."""
+
     def __init__(self, config: SearchConfig, shift: Emissions | Floats, recombine: bool, space: int) -> None:
         self.config, self._shift, self._recombine, self._space = config, shift, recombine, space
         self._tokens = min(config.tokens, len(shift) - 1)
@@ -215,7 +218,7 @@ class Lockstep(ABC, Generic[About]):
             for r in range(active):
                 states[r].frames += 1
                 if states[r].frames % COMMIT_EVERY == 0:
-                    beams = _commit(beams, states[r], r, int(now[r]))
+                    beams = _commit(beams, states[r], r, int(now[r]) - self.commit_steps)
         _retire(beams, states, 0)
 
     def _agree(self, beams: Beams, states: Sequence[SearchState]) -> Beams:
@@ -453,15 +456,15 @@ def _retire(beams: Beams, states: list[SearchState], active: int) -> Beams:
     return Beams(beams.ints[:stop], beams.scores[:stop], beams.hashes[:stop], beams.starts[:active])
 
 
-def _commit(beams: Beams, state: SearchState, r: int, now: int) -> Beams:
-    """What the best hypothesis of row ``r`` said long ago becomes final: those that disagree end."""
+def _commit(beams: Beams, state: SearchState, r: int, long_ago: int) -> Beams:
+    """What the best hypothesis of row ``r`` said before step ``long_ago`` becomes final: those that disagree end."""
     starts = beams.starts
     begin, stop = int(starts[r]), int(starts[r + 1]) if r + 1 < len(starts) else len(beams.ints)
     history, entries = state.history, beams.ints[begin:stop, HISTORY]
     if not history.size:
         return beams
     chain = history.chain(int(entries[0]))
-    old = list(takewhile(lambda entry: history.data[entry, ENDS] < now - COMMIT_STEPS, chain))
+    old = list(takewhile(lambda entry: history.data[entry, ENDS] < long_ago, chain))
     keep = np.ones(len(entries), dtype=bool)
     if old:
         there = history.at_depth(entries, len(old) - 1)

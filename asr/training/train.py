@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
+from asr.checkpoint import find_model
 from asr.config import from_dict, to_dict
 from asr.errors import UsageError
 from asr.features import FRAME_MS
@@ -36,6 +37,7 @@ from asr.training.muon import Muon, matrices_of
 from asr.training.train_config import TrainConfig
 from asr.training.train_config import model_config as model_config
 from asr.training.train_config import read_config as read_config
+from asr.training.word_errors import ExpectedWordErrors, word_search
 
 log = logging.getLogger("asr.train")
 CHECKPOINT = "checkpoint.pt"
@@ -80,6 +82,7 @@ class Trainer:
         self._set_optimizer()
         self.average = {k: v.detach().clone() for k, v in model.state_dict().items()}
         self.denominator = _denominator(config, data, self.device)
+        self.word_errors = _word_errors(config, data)
         self.step = 0
         self.epoch = 0
         self.position = 0  # steps done in this epoch
@@ -191,6 +194,9 @@ class Trainer:
             lengths = batch.target_lengths[first]
             rest = self.denominator(out[first], steps).sum() - self.denominator.log_prior(batch.targets[first], lengths)
             losses["crf"] = losses[first] + rest / max(1, int(lengths.sum()))
+        if self.word_errors is not None:
+            words = sum(len(text.split()) for text in batch.texts)
+            losses["word_errors"] = self.word_errors(out[self.config.heads[0]], steps, batch.texts) / max(1, words)
         if self.config.consistency:
             first = self.config.heads[0]
             losses["consistency"] = consistency_loss(out[first], steps) / max(1, int(batch.target_lengths[first].sum()))
@@ -205,6 +211,7 @@ class Trainer:
         weights["intermediate"] = self.config.intermediate_weight
         first = self.config.heads[0]
         weights["crf"] = weights[first] * self.config.crf
+        weights["word_errors"] = self.config.word_errors
         weights["consistency"] = weights[first] * self.config.consistency
         weights[first] *= 1 - self.config.crf
         return torch.stack([losses[name] * weights[name] for name in losses]).sum()
@@ -387,6 +394,14 @@ def _denominator(config: TrainConfig, data: TrainingSet, device: torch.device) -
     if not config.crf:
         return None
     return Denominator(unit_trigram(data.targets[first], len(data.heads[first]))).to(device)
+
+
+def _word_errors(config: TrainConfig, data: TrainingSet) -> ExpectedWordErrors | None:
+    """Of the first head."""
+    first = config.heads[0]
+    if not config.word_errors:
+        return None
+    return ExpectedWordErrors(word_search(find_model(config.word_model), first, data.heads[first]))
 
 
 def _seed(*numbers: int) -> int:
