@@ -21,6 +21,7 @@ from asr import ragged
 from asr.errors import StateError
 from asr.model import FRAMES_PER_STEP, FRONT_END_HISTORY, AcousticModel, LookAhead, State
 from asr.ragged import Held
+from asr.running_mean import width
 
 _ROOM = FRONT_END_HISTORY + FRAMES_PER_STEP - 1  # frames that a stream holds at most
 
@@ -65,7 +66,8 @@ AnyState = State | Slot
 
 class Slots:
     """Room for the states of ``count`` streams: ``hidden`` and ``cell`` (layers, count, hidden), ``frames`` (count,
-    context and pending, mels), per look-ahead layer ``waiting`` (count, future, hidden). Made once, never grows."""
+    context and pending, mels), per look-ahead layer ``waiting`` (count, future, hidden), ``heard`` (count, mels + 1, or
+    0 without a running mean). Made once, never grows."""
 
     def __init__(self, model: AcousticModel, count: int) -> None:
         c, new = model.config, model.front_end.mean.new_zeros
@@ -75,6 +77,7 @@ class Slots:
         self.hidden = new(c.layers, count, c.hidden)
         self.cell = new(c.layers, count, c.hidden if c.has_cell_state else 0)
         self.waiting = [new(count, future, c.hidden) for future in futures]
+        self.heard = new(count, width(c))
         self.pending = np.zeros(count, dtype=np.int64)
         self.waits = [np.zeros(count, dtype=np.int64) for _ in futures]
         self._free = list(range(count))[::-1]
@@ -88,7 +91,7 @@ class Slots:
     @property
     def nbytes(self) -> int:
         """Of all tensors."""
-        tensors = [self.frames, self.hidden, self.cell, *self.waiting]
+        tensors = [self.frames, self.hidden, self.cell, *self.waiting, self.heard]
         return sum(t.numel() * t.element_size() for t in tensors)
 
     def hold(self, state: AnyState) -> Slot:
@@ -117,6 +120,7 @@ class Slots:
                 self.hidden.index_select(1, rows),
                 self.cell.index_select(1, rows),
                 [(_gather(w, at, n[at]), n[at]) for w, n in zip(self.waiting, self.waits, strict=True)],
+                self.heard.index_select(0, rows),
             )
 
     def write(self, numbers: Sequence[int], held: Held) -> None:
@@ -130,6 +134,7 @@ class Slots:
         for w, n, (kept, counts) in zip(self.waiting, self.waits, held.waiting, strict=True):
             _scatter(w, at, counts, kept)
             n[at] = counts
+        self.heard.index_copy_(0, rows, held.heard)
 
     def advance(self, model: AcousticModel, numbers: Sequence[int], frames: list[Tensor], head: str) -> list[Tensor]:
         """A network step for some slots: of each, (steps, units) log-probabilities."""

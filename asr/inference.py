@@ -241,6 +241,7 @@ class _PackedFrontEnd(FrontEnd):
         bands_first = weight.unflatten(1, (channels, -1)).transpose(1, 2).flatten(1)
         self.combine = kind(bands_first, plain.project.bias)
         self.norm = plain.norm
+        self.running = plain.running
 
     def forward(self, frames: Tensor) -> Tensor:
         """Normalised (batch, FRONT_END_HISTORY + 2 n, mels) to (batch, n, hidden)."""

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from asr.errors import ModelError, StateError
 from asr.model_config import FRAMES_PER_STEP, STEP_MS, ModelConfig
+from asr.running_mean import RunningMean, width
 
 __all__ = [
     "FRAMES_PER_STEP",
@@ -45,7 +46,9 @@ class State:
     ``context``: (batch, FRONT_END_HISTORY, mels) last normalised frames. ``pending``: (batch, 0 or 1, mels) a frame
     waiting for its step to fill. ``hidden`` and ``cell``: (layers, batch, hidden); ``cell`` has no elements unless the
     model is an LSTM. ``waiting``: per look-ahead layer (batch, up to its future steps, hidden) outputs that wait for
-    their future. Rows of one State always have equal shapes; states of different :attr:`phase` cannot be stacked.
+    their future. ``heard``: (batch, mels + 1) what the running mean is made of (:mod:`asr.running_mean`); (batch, 0)
+    for a model without one. Rows of one State always have equal shapes; states of different :attr:`phase` cannot be
+    stacked.
     """
 
     context: Tensor
@@ -53,6 +56,7 @@ class State:
     hidden: Tensor
     cell: Tensor
     waiting: tuple[Tensor, ...]
+    heard: Tensor
 
     def __len__(self) -> int:
         return int(self.context.shape[0])
@@ -88,6 +92,7 @@ class State:
             torch.cat([s.hidden for s in states], dim=1),
             torch.cat([s.cell for s in states], dim=1),
             tuple(torch.cat(parts) for parts in zip(*(s.waiting for s in states), strict=True)),
+            torch.cat([s.heard for s in states]),
         )
 
     def rows(self, start: int, stop: int) -> State:
@@ -98,6 +103,7 @@ class State:
             self.hidden[:, start:stop].clone(),
             self.cell[:, start:stop].clone(),
             tuple(w[start:stop].clone() for w in self.waiting),
+            self.heard[start:stop].clone(),
         )
 
     def split(self) -> list[State]:
@@ -107,9 +113,10 @@ class State:
             return [part.clone(memory_format=torch.contiguous_format) for part in tensor.split(1, dim)]
 
         context, pending, hidden, cell = map(parts, (self.context, self.pending, self.hidden, self.cell), (0, 0, 1, 1))
-        waiting = [parts(w) for w in self.waiting]
+        waiting, heard = [parts(w) for w in self.waiting], parts(self.heard)
         return [
-            State(context[i], pending[i], hidden[i], cell[i], tuple(w[i] for w in waiting)) for i in range(len(self))
+            State(context[i], pending[i], hidden[i], cell[i], tuple(w[i] for w in waiting), heard[i])
+            for i in range(len(self))
         ]
 
     def to_bytes(self) -> bytes:
@@ -136,13 +143,15 @@ class State:
                 tensors["hidden"],
                 tensors["cell"],
                 tuple(tensors[f"waiting.{i}"] for i in range(count)),
+                tensors.get("heard", tensors["context"].new_zeros(len(tensors["context"]), 0)),
             )
         except Exception as error:  # safetensors raises its own class, KeyError comes from a foreign file
             raise StateError(f"not a serialised state of a network ({_one_line(error)})") from None
 
     def _tensors(self) -> dict[str, Tensor]:
         named = {"context": self.context, "pending": self.pending, "hidden": self.hidden, "cell": self.cell}
-        return {**named, **{f"waiting.{i}": w for i, w in enumerate(self.waiting)}}
+        named |= {f"waiting.{i}": w for i, w in enumerate(self.waiting)}
+        return {**named, "heard": self.heard} if tuple(self.heard.shape[1:]) != (0,) else named
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> State:
         return State(
@@ -151,11 +160,13 @@ class State:
             function(self.hidden),
             function(self.cell),
             tuple(function(w) for w in self.waiting),
+            function(self.heard),
         )
 
 
 class FrontEnd(nn.Module):
-    """Global normalisation and two convolutions (3x3; strides 1 and 2 in time, 2 in frequency), causal in time."""
+    """Normalisation, global and by a running mean where there is one, and two convolutions (3x3; strides 1 and 2 in
+    time, 2 in frequency), causal in time."""
 
     mean: Tensor
     deviation: Tensor
@@ -169,6 +180,7 @@ class FrontEnd(nn.Module):
         self.conv2 = nn.Conv2d(first, config.channels, KERNEL, (FRAMES_PER_STEP, 2), (0, 1))
         self.project = nn.Linear(config.channels * config.mels // 4, config.hidden)
         self.norm = nn.LayerNorm(config.hidden)
+        self.running = RunningMean.of(config)
 
     def normalize(self, frames: Tensor) -> Tensor:
         """(batch, frames, mels) to zero mean and unit variance by the stored global statistics."""
@@ -343,6 +355,7 @@ class AcousticModel(nn.Module):
             hidden=new(c.layers, batch, c.hidden),
             cell=new(c.layers, batch, c.hidden if c.has_cell_state else 0),
             waiting=tuple(new(batch, 0, c.hidden) for _ in self.look_ahead),
+            heard=new(batch, width(c)),
         )
 
     def check_state(self, state: State) -> None:
@@ -357,11 +370,12 @@ class AcousticModel(nn.Module):
             "pending": (rows, FRAMES_PER_STEP - 1, c.mels),
             "hidden": (c.layers, rows, c.hidden),
             "cell": (c.layers, rows, c.hidden if c.has_cell_state else 0),
+            "heard": (rows, width(c)),
         }
         shapes.update({f"waiting.{i}": (rows, future, c.hidden) for i, future in enumerate(futures)})
         fills = ("pending", *(f"waiting.{i}" for i in range(len(futures))))  # these hold that many steps or fewer
         dtype = self.front_end.mean.dtype
-        for name, tensor in state._tensors().items():
+        for name, tensor in {**state._tensors(), "heard": state.heard}.items():
             here, there = shapes[name], tuple(tensor.shape)
             if name in fills and len(there) == 3:
                 here = (here[0], min(here[1], there[1]), here[2])
@@ -369,6 +383,8 @@ class AcousticModel(nn.Module):
                 raise StateError(f"the state is of another model: its {name} has shape {there}, here it is {here}")
             if tensor.dtype != dtype or not bool(torch.isfinite(tensor).all()):
                 raise StateError(f"the state is broken: its {name} does not hold finite numbers of type {dtype}")
+        if bool((state.heard[:, -1:] < 0).any()):
+            raise StateError("the state is broken: it has heard fewer frames than none")
 
     def step(self, frames: Tensor, state: State, head: str | None = None) -> tuple[dict[str, Tensor], State]:
         """``frames``: (batch, any, mels) log-mel. Returns log-probabilities per head, or of ``head`` alone, and the new
@@ -385,7 +401,12 @@ class AcousticModel(nn.Module):
         self._must_stream()
         if frames.dim() != 3 or frames.shape[0] != len(state) or frames.shape[2] != self.config.mels:
             raise StateError(f"expected ({len(state)}, frames, {self.config.mels}) log-mel, got {tuple(frames.shape)}")
-        return self._advance(self.front_end.normalize(frames), state, final=False)
+        frames, heard = self.front_end.normalize(frames), state.heard
+        if self.front_end.running:
+            frames, heard = self.front_end.running.batch(frames, heard)
+        x, state = self._advance(frames, state, final=False)
+        state.heard = heard
+        return x, state
 
     def end_hidden(self, state: State) -> Tensor:
         """As :meth:`end`, before the heads."""
@@ -423,7 +444,7 @@ class AcousticModel(nn.Module):
                 else:
                     x, rest = ahead.step(x, next(held))
                 waiting.append(rest)
-        return x, State(context, pending, torch.stack(hidden), torch.stack(cell), tuple(waiting))
+        return x, State(context, pending, torch.stack(hidden), torch.stack(cell), tuple(waiting), state.heard)
 
     def _must_stream(self) -> None:
         if self.config.bidirectional:
@@ -438,19 +459,23 @@ class AcousticModel(nn.Module):
         self,
         frames: Tensor,
         lengths: Tensor,
-        carry: tuple[Tensor, Tensor] | None = None,
+        carry: tuple[Tensor, ...] | None = None,
         lookahead: Sequence[int] | None = None,
-    ) -> tuple[dict[str, Tensor], Tensor, tuple[Tensor, Tensor]]:
+    ) -> tuple[dict[str, Tensor], Tensor, tuple[Tensor, ...]]:
         """Padded rows in parallel.
 
         ``frames``: (batch, time, mels) log-mel; ``lengths``: (batch,) frames of each row; ``carry``: (h, c), each
-        (layers, batch, hidden), the recurrent state to start from; ``lookahead``: as in the configuration, if less than
+        (layers, batch, hidden), the recurrent state to start from, and, for a model with a running mean, if it is not
+        to begin anew, (1, batch, mels + 1) of what it has heard; ``lookahead``: as in the configuration, if less than
         there. Returns log-probabilities per head (batch, steps, units) (and ``intermediate`` while training), steps of
-        each row, and the state after the last padded step.
+        each row, and the same of the end: h and c after the last padded step, what was heard after the row's own.
         """
         x = self.front_end.normalize(frames)
         time = torch.arange(x.shape[1], device=x.device)
-        x = x * (time < lengths[:, None])[..., None]
+        real = (time < lengths[:, None])[..., None]
+        x, heard = self._less_running_mean(x * real, lengths, carry[2:] if carry else ())
+        if heard:
+            x = x * real
         x = F.pad(x, (0, 0, FRONT_END_HISTORY, -x.shape[1] % FRAMES_PER_STEP))
         x = self.front_end(x)
         steps = (lengths + FRAMES_PER_STEP - 1) // FRAMES_PER_STEP
@@ -475,7 +500,18 @@ class AcousticModel(nn.Module):
         out = self.emit(x)
         if self.training and self.intermediate is not None and middle is not None:
             out["intermediate"] = F.log_softmax(self.intermediate(middle).float(), dim=-1)
-        return out, steps, (torch.stack(hidden), torch.stack(cell))
+        return out, steps, (torch.stack(hidden), torch.stack(cell), *heard)
+
+    def _less_running_mean(
+        self, x: Tensor, lengths: Tensor, heard: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Normalised frames (batch, time, mels), zeros beyond ``lengths``, as the convolutions get them, and what was
+        heard at the end of each row; no such thing for a model without a running mean."""
+        running = self.front_end.running
+        if running is None:
+            return x, ()
+        before = heard[0][0] if heard else x.new_zeros(len(x), x.shape[2] + 1)
+        return running.parallel(x, before), (running.after(x, lengths, before)[None],)
 
     @property
     def parameter_count(self) -> int:

@@ -5,6 +5,7 @@ One clock: samples at 16 kHz, frames of 20 ms, steps of two frames; each is deri
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -53,7 +54,9 @@ class ModelConfig:
     layer: how many future steps the look-ahead layer after it sees (0: none). ``lookahead_stride``: distance of its
     taps in steps. ``widest_lookahead``: what the look-ahead layers have weights for, where ``lookahead`` uses a part of
     them (the nearer taps, or the present step alone); empty: all is used. ``intermediate`` is the recurrent layer (from
-    1) after which a training-only copy of the first head sits; 0 means none.
+    1) after which a training-only copy of the first head sits; 0 means none. ``running_mean``: share of the mean of the
+    frames heard so far that is taken from every frame (:mod:`asr.running_mean`), ``running_mean_s``: seconds of audio
+    that the global mean counts for in it, ``running_mean_memory_s``: seconds in which a frame's weight falls to 1/e.
     """
 
     heads: dict[str, int]
@@ -68,6 +71,9 @@ class ModelConfig:
     widest_lookahead: tuple[int, ...] = ()
     intermediate: int = 0
     dropout: float = 0.2
+    running_mean: float = 0.0
+    running_mean_s: float = 3.0
+    running_mean_memory_s: float = 30.0
 
     def __post_init__(self) -> None:
         require(len(self.heads) > 0, "model.heads needs at least one head")
@@ -88,6 +94,12 @@ class ModelConfig:
             self._check_part()
         require(0 <= self.intermediate < max(2, self.layers), "model.intermediate must be 0 or a layer below the last")
         require(0 <= self.dropout < 1, f"model.dropout must be 0 to 1, got {self.dropout}")
+        require(0 <= self.running_mean <= 1, f"model.running_mean must be 0 to 1, got {self.running_mean}")
+        require(0 <= self.running_mean_s < math.inf, "model.running_mean_s must be seconds, 0 or more")
+        require(
+            FRAME_MS / 1000 <= self.running_mean_memory_s <= 3600,
+            f"model.running_mean_memory_s must be {FRAME_MS / 1000} to 3600, got {self.running_mean_memory_s}",
+        )
         require(not self.bidirectional or self.hidden % 2 == 0, "model.hidden must be even when bidirectional")
 
     def _check_part(self) -> None:

@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from asr.errors import StateError
 from asr.model import FRAMES_PER_STEP, FRONT_END_HISTORY, AcousticModel, LookAhead, RecurrentLayer, State
+from asr.running_mean import RunningMean
 
 Ints = NDArray[np.int64]
 _WINDOW = FRONT_END_HISTORY + FRAMES_PER_STEP
@@ -28,13 +29,14 @@ _WINDOW = FRONT_END_HISTORY + FRAMES_PER_STEP
 class Held:
     """The states of n streams, flat. ``frames``: their contexts and pending frames one after another, normalised;
     ``pending``: (n,) how many of these are pending. ``hidden``, ``cell``: (layers, n, hidden). ``waiting``: per
-    look-ahead layer the rows that wait, and (n,) how many of each stream."""
+    look-ahead layer the rows that wait, and (n,) how many of each stream. ``heard``: (n, mels + 1 or 0)."""
 
     frames: Tensor
     pending: Ints
     hidden: Tensor
     cell: Tensor
     waiting: list[tuple[Tensor, Ints]]
+    heard: Tensor
 
     @staticmethod
     def join(states: list[State]) -> Held:
@@ -50,6 +52,7 @@ class Held:
                 (torch.cat([s.waiting[k][0] for s in states]), np.array([s.waiting[k].shape[1] for s in states]))
                 for k in layers
             ],
+            torch.cat([s.heard for s in states]),
         )
 
     def split(self) -> list[State]:
@@ -64,6 +67,7 @@ class Held:
                 self.hidden[:, i : i + 1].clone(memory_format=contiguous),
                 self.cell[:, i : i + 1].clone(memory_format=contiguous),
                 tuple(w[i] for w in waiting),
+                self.heard[i : i + 1].clone(),
             )
             for i, f in enumerate(frames)
         ]
@@ -75,7 +79,10 @@ def step(model: AcousticModel, frames: list[Tensor], held: Held, head: str) -> t
     if any(f.dim() != 2 or f.shape[1] != model.config.mels for f in frames):
         raise StateError(f"expected (frames, {model.config.mels}) log-mel of every stream")
     new = np.array([len(f) for f in frames])
-    table = torch.cat([held.frames, model.front_end.normalize(torch.cat(frames))])
+    fresh, heard = model.front_end.normalize(torch.cat(frames)), held.heard
+    if model.front_end.running and len(fresh):
+        fresh, heard = _less_mean(model.front_end.running, fresh, new, heard)
+    table = torch.cat([held.frames, fresh])
     sequence, lengths = _join(held.pending + FRONT_END_HISTORY, new)
     counts = (lengths - FRONT_END_HISTORY) // FRAMES_PER_STEP
     begins = np.cumsum(lengths) - lengths
@@ -98,7 +105,7 @@ def step(model: AcousticModel, frames: list[Tensor], held: Held, head: str) -> t
             waiting.append(rest)
     emissions = model.emit(x, head)[head] if len(x) else x.new_zeros(0, model.config.heads[head])
     given = _take(emissions, order.stream_major()).split(order.counts.tolist())
-    return list(given), Held(kept, left - FRONT_END_HISTORY, hidden, cell, waiting)
+    return list(given), Held(kept, left - FRONT_END_HISTORY, hidden, cell, waiting, heard)
 
 
 class _Packed:
@@ -120,6 +127,15 @@ class _Packed:
         rank[self.streams] = np.arange(len(rank))
         row, place = places(self.counts)
         return np.asarray(begins[place] + rank[row])
+
+
+def _less_mean(running: RunningMean, frames: Tensor, counts: Ints, heard: Tensor) -> tuple[Tensor, Tensor]:
+    """``frames``: of each stream ``counts``, one stream after the other; ``heard``: (n, mels + 1)."""
+    order = _Packed(counts)
+    members = torch.from_numpy(order.streams[: order.sizes[0]]).to(frames.device)
+    packed = _take(frames, (np.cumsum(counts) - counts)[order.row] + order.place)
+    packed, now = running.step(packed, order.sizes.tolist(), heard.index_select(0, members))
+    return _take(packed, order.stream_major()), heard.index_copy(0, members, now)
 
 
 def _recur(layer: nn.Module, x: Tensor, order: _Packed, hidden: Tensor, cell: Tensor) -> Tensor:

@@ -21,8 +21,11 @@ from torch.nn import functional as F
 from asr.errors import UsageError
 from asr.inference import PackedRecurrent, Product
 from asr.model import FRAMES_PER_STEP, FRONT_END_HISTORY, AcousticModel, LookAhead, RecurrentLayer
+from asr.running_mean import width
 
 __all__ = ["StepNetwork", "TensorSpec"]
+
+_WEIGHTS = ("within", "fade", "counts")  # buffers of the running mean
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,9 @@ class StepNetwork(nn.Module):
         self.steps, self.heads = steps, heads
         self.delay = model.config.lookahead_steps
         self.register_buffer("places", torch.arange(steps * FRAMES_PER_STEP), persistent=False)
+        if model.front_end.running:
+            for name, weights in zip(_WEIGHTS, model.front_end.running.weights(len(self.places)), strict=True):
+                self.register_buffer(name, weights, persistent=False)
         layers = [layer for layer in model.recurrent if isinstance(layer, RecurrentLayer)]
         self.recurrent = nn.ModuleList(PackedRecurrent(layer, _FloatProduct) for layer in layers)
         self.ahead = {int(i): a for i, a in model.look_ahead.items() if isinstance(a, LookAhead)}
@@ -89,6 +95,7 @@ class StepNetwork(nn.Module):
             "hidden": (c.layers, "batch", c.hidden),
             "cell": (c.layers, "batch", c.hidden if c.has_cell_state else 0),
             **{f"waiting_{i}": ("batch", ahead.future, c.hidden) for i, ahead in enumerate(self.ahead.values())},
+            "heard": ("batch", width(c)),
         }
         return tuple(TensorSpec(name, "float32", shape) for name, shape in shapes.items() if 0 not in shape)
 
@@ -97,14 +104,25 @@ class StepNetwork(nn.Module):
         only where a stream ends; ``state``: :attr:`states`."""
         held = dict(zip((s.name for s in self.states), state, strict=True))
         here = (self.places < length[:, None]).to(frames.dtype)
-        sound = torch.cat([held["context"], self.model.front_end.normalize(frames) * here[..., None]], dim=1)
+        frames, heard = self._normalize(frames, here[..., None], held)
+        sound = torch.cat([held["context"], frames], dim=1)
         now = here[:, ::FRAMES_PER_STEP]
         real = torch.cat([held["real"], now], dim=1) if self.delay else now
         x, after = self._layers(self.model.front_end(sound), real, held)
+        after.update(heard)
         after["context"], after["real"] = sound[:, self.steps * FRAMES_PER_STEP :], real[:, self.steps :]
         z = self.model.norm(x)
         emissions = [F.log_softmax(self.model.heads[head](z), dim=-1) for head in self.heads]
         return *emissions, real[:, : self.steps].bool(), *(after[s.name] for s in self.states)
+
+    def _normalize(self, frames: Tensor, here: Tensor, held: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Zeros where no frame is ``here``; frames are missing only at a stream's end, so what is heard after them
+        does not matter."""
+        frames, running = self.model.front_end.normalize(frames) * here, self.model.front_end.running
+        if running is None:
+            return frames, {}
+        frames, heard = running.chunk(frames, held["heard"], *(getattr(self, name) for name in _WEIGHTS))
+        return frames * here, {"heard": heard}
 
     def _layers(self, x: Tensor, real: Tensor, held: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """``real``: (batch, delay + steps), of which the last are those that come in."""

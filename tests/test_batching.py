@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_model import babble, log_mel, tiny_config, tiny_network
+from tiny_model import KINDS, babble, log_mel, tiny_config, tiny_network
 from torch import Tensor
 
 from asr import batching
@@ -20,7 +20,7 @@ CLOSE = {"atol": 2e-4, "rtol": 1e-4}
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, AcousticModel]:
-    return {cell: tiny_network(tiny_config(cell=cell)) for cell in ("lstm", "gru", "rnn")}
+    return {kind: tiny_network(tiny_config(**shape)) for kind, shape in KINDS.items()}
 
 
 def alone(model: AcousticModel, frames: Tensor) -> Tensor:
@@ -28,12 +28,12 @@ def alone(model: AcousticModel, frames: Tensor) -> Tensor:
     return torch.cat([out["phones"], model.end(state)["phones"]], dim=1)[0]
 
 
-@settings(deadline=None, max_examples=8)
-@given(st.integers(0, 10_000), st.sampled_from(["lstm", "gru", "rnn"]))
+@settings(deadline=None, max_examples=16)
+@given(st.integers(0, 10_000), st.sampled_from(list(KINDS)))
 def test_streams_that_come_and_go_give_what_each_gives_alone(
-    models: dict[str, AcousticModel], seed: int, cell: str
+    models: dict[str, AcousticModel], seed: int, kind: str
 ) -> None:
-    model, rng = models[cell], random.Random(seed)
+    model, rng = models[kind], random.Random(seed)
     waiting = [log_mel(babble(0.8, seed=i))[0, : rng.randint(0, 40)] for i in range(5)]
     frames = list(waiting)
     states = {i: model.begin() for i in range(5)}
@@ -78,14 +78,14 @@ def test_all_rows_share_a_step(
     assert batching.advance(model, [], "phones") == [] and batching.end(model, [], "phones") == []
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_ragged_step_gives_and_keeps_what_each_stream_does_alone(
-    models: dict[str, AcousticModel], cell: str, precision: str
+    models: dict[str, AcousticModel], kind: str, precision: str
 ) -> None:
     """With an inference form, to the bit; in slots as free-standing."""
-    model = inference_form(models[cell], precision)
-    exact = model is not models[cell]
+    model = inference_form(models[kind], precision)
+    exact = model is not models[kind]
     rng, count = random.Random(5), 6
     pool = batching.Slots(model, count)
     slots = [pool.hold(model.begin()) for _ in range(count)]
@@ -116,8 +116,9 @@ def test_a_ragged_step_gives_and_keeps_what_each_stream_does_alone(
         torch.testing.assert_close(a, b, **({"atol": 0.0, "rtol": 0.0} if exact else CLOSE))
 
 
-def test_a_step_in_slots_can_be_taken_back(models: dict[str, AcousticModel]) -> None:
-    model = models["lstm"]
+@pytest.mark.parametrize("kind", ["lstm", "lstm, running mean"])
+def test_a_step_in_slots_can_be_taken_back(models: dict[str, AcousticModel], kind: str) -> None:
+    model = models[kind]
     pool = batching.Slots(model, 3)
     slots = [pool.hold(model.begin()) for _ in range(2)]
     batching.advance(model, [(torch.randn(7, 16), s) for s in slots], "phones")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_model import babble, log_mel, tiny_config, tiny_network
+from tiny_model import RUNNING_MEAN, babble, log_mel, tiny_config, tiny_folder, tiny_network
 
 from asr import export
 from asr.checkpoint import find_model, models_folder
@@ -83,6 +83,8 @@ def in_torch(model: AcousticModel, frames: torch.Tensor) -> torch.Tensor:
         {"lookahead": (0, 0, 0)},
         {"lookahead": (2, 2, 6), "lookahead_stride": 1},
         {"lookahead": (4, 0, 0), "widest_lookahead": (4, 0, 2)},
+        RUNNING_MEAN,
+        {**RUNNING_MEAN, "cell": "gru", "lookahead": (0, 0, 0)},
     ],
 )
 def test_what_is_valid_is_what_the_streaming_network_gives(shape: dict[str, Any]) -> None:
@@ -104,6 +106,7 @@ def test_states_without_elements_are_left_out() -> None:
 
     assert names() == ["context", "real", "hidden", "cell", "waiting_0", "waiting_1"]
     assert names(cell="gru", lookahead=(0, 0, 0)) == ["context", "hidden"]
+    assert names(lookahead=(0, 0, 0), running_mean=0.5) == ["context", "hidden", "cell", "heard"]
 
 
 def test_unknown_heads_and_empty_chunks_are_refused() -> None:
@@ -193,6 +196,21 @@ def test_torch_export(tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFix
     (alone,) = export.stream(run, about, [frames.numpy()])
     expected = in_torch(find_model(tiny_path).load_network(), frames)
     torch.testing.assert_close(torch.from_numpy(alone["phones"]), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("form", ["onnx", "torch"])
+def test_files_of_a_network_with_a_running_mean(form: str, tmp_path: Path) -> None:
+    """Its command compares the file with the network; here in other chunks, and beside another stream."""
+    if form == "onnx":
+        needs_onnx()
+    model, path = tiny_folder(tmp_path / "running", **RUNNING_MEAN), tmp_path / "file"
+    assert main(["export", "--format", form, "--model", str(model), "-o", str(path), "--steps", "3"]) == 0
+    run, about = {"onnx": export.open_onnx, "torch": export.open_torch}[form](path)
+    assert about["inputs"][-1] == {"name": "heard", "type": "float32", "shape": ["batch", 17]}
+    frames, network = clip(model), find_model(model).load_network()
+    rows = [frames, frames[20:51]]
+    for ours, row in zip(export.stream(run, about, [row.numpy() for row in rows]), rows, strict=True):
+        torch.testing.assert_close(torch.from_numpy(ours["phones"]), in_torch(network, row), **CLOSE)
 
 
 def test_a_file_that_differs_is_an_error(tiny_path: Path) -> None:

@@ -4,20 +4,19 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tiny_model import babble, log_mel, tiny_config, tiny_network
+from tiny_model import CELLS, KINDS, babble, log_mel, tiny_config, tiny_network
 from torch import Tensor
 
 from asr.errors import ConfigError, ModelError, StateError
 from asr.model import FRONT_END_HISTORY, STEP_MS, AcousticModel, State, fewer_taps
 from asr.model_config import FRAME_MS, FRAMES_PER_STEP, ModelConfig
 
-CELLS = ("lstm", "gru", "rnn")
 CLOSE = {"atol": 2e-4, "rtol": 1e-4}
 
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, AcousticModel]:
-    return {cell: tiny_network(tiny_config(cell=cell)) for cell in CELLS}
+    return {kind: tiny_network(tiny_config(**shape)) for kind, shape in KINDS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +41,20 @@ def chunks(frames: Tensor, sizes: list[int]) -> list[Tensor]:
 # --- streaming equals offline ---------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=25)
-@given(st.integers(0, 60), st.lists(st.integers(0, 40), min_size=1, max_size=4).filter(any), st.sampled_from(CELLS))
+@settings(deadline=None, max_examples=50)
+@given(
+    st.integers(0, 60), st.lists(st.integers(0, 40), min_size=1, max_size=4).filter(any), st.sampled_from(list(KINDS))
+)
 @example(60, [1], "lstm")
 @example(59, [2], "lstm")
 @example(0, [1], "lstm")
 @example(1, [1], "gru")
+@example(59, [1], "lstm, running mean")
+@example(60, [2, 7], "gru, running mean")
 def test_any_cutting_gives_the_same_logits(
-    models: dict[str, AcousticModel], frames: Tensor, length: int, sizes: list[int], cell: str
+    models: dict[str, AcousticModel], frames: Tensor, length: int, sizes: list[int], kind: str
 ) -> None:
-    model, frames = models[cell], frames[:, :length]
+    model, frames = models[kind], frames[:, :length]
     state, out = model.begin(), []
     for piece in chunks(frames, sizes):
         emissions, state = model.step(piece, state)
@@ -62,15 +65,15 @@ def test_any_cutting_gives_the_same_logits(
     torch.testing.assert_close(streamed, offline(model, frames), **CLOSE)
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_padded_batches_give_what_each_row_gives_alone(models: dict[str, AcousticModel], cell: str) -> None:
-    model = models[cell]
+@pytest.mark.parametrize("kind", KINDS)
+def test_padded_batches_give_what_each_row_gives_alone(models: dict[str, AcousticModel], kind: str) -> None:
+    model = models[kind]
     lengths = [60, 1, 37, 2, 59]
     batch = torch.full((len(lengths), 60, 16), 7.0)  # what stands in the padding must not matter
     rows = [log_mel(babble(1.2, seed=i))[:, :n] for i, n in enumerate(lengths)]
     for i, row in enumerate(rows):
         batch[i, : lengths[i]] = row
-    out, steps, (hidden, cell_state) = model(batch, torch.tensor(lengths))
+    out, steps, (hidden, cell_state, *_) = model(batch, torch.tensor(lengths))
     assert steps.tolist() == [30, 1, 19, 1, 30]
     assert hidden.shape == cell_state.shape == (3, 5, 24)
     for i, row in enumerate(rows):
@@ -79,20 +82,26 @@ def test_padded_batches_give_what_each_row_gives_alone(models: dict[str, Acousti
     torch.testing.assert_close(out["phones"].exp().sum(-1), torch.ones(5, 30))
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_forward_takes_and_gives_the_recurrent_state(cell: str) -> None:
-    model = tiny_network(tiny_config(cell=cell, lookahead=(0, 0, 0)))  # so that no layer lags behind the first
+@pytest.mark.parametrize("kind", KINDS)
+def test_forward_takes_and_gives_the_state(kind: str) -> None:
+    model = tiny_network(tiny_config(**KINDS[kind], lookahead=(0, 0, 0)))  # so that no layer lags behind the first
     frames = log_mel(babble(1.2))
-    _, _, (hidden, cells) = model(frames[:, :30], torch.tensor([30]))
+    padded = torch.cat([frames[:, :30], torch.full((1, 20, 16), 7.0)], dim=1)
+    _, _, (hidden, cells, *heard) = model(frames[:, :30], torch.tensor([30]))
     _, state = model.step(frames[:, :30], model.begin())
     torch.testing.assert_close(hidden, state.hidden, **CLOSE)
     resumed = model.begin()
     resumed.hidden = hidden
-    if cell == "lstm":
+    assert len(heard) == bool(model.config.running_mean)
+    if heard:
+        torch.testing.assert_close(heard[0][0], state.heard, **CLOSE)
+        torch.testing.assert_close(model(padded, torch.tensor([30]))[2][2], heard[0], **CLOSE)
+        resumed.heard = heard[0][0]
+    if model.config.has_cell_state:
         torch.testing.assert_close(cells, state.cell, **CLOSE)
         resumed.cell = cells
     expected, _ = model.step(frames[:, 30:], resumed)
-    carried, _, _ = model(frames[:, 30:], torch.tensor([30]), (hidden, cells))
+    carried, _, _ = model(frames[:, 30:], torch.tensor([30]), (hidden, cells, *heard))
     fresh, _, _ = model(frames[:, 30:], torch.tensor([30]))
     torch.testing.assert_close(carried["phones"], expected["phones"], **CLOSE)
     assert (carried["phones"] - fresh["phones"]).abs().max() > 0.1
@@ -213,9 +222,9 @@ def test_a_bidirectional_pass_does_not_depend_on_padding(cell: str) -> None:
 # --- state ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_states_stack_and_split(models: dict[str, AcousticModel], cell: str) -> None:
-    model = models[cell]
+@pytest.mark.parametrize("kind", KINDS)
+def test_states_stack_and_split(models: dict[str, AcousticModel], kind: str) -> None:
+    model = models[kind]
     rows = [log_mel(babble(0.8, seed=i))[:, :37] for i in range(3)]
     states = [model.step(row[:, :21], model.begin())[1] for row in rows]
     stacked = State.stack(states)
@@ -228,8 +237,11 @@ def test_states_stack_and_split(models: dict[str, AcousticModel], cell: str) -> 
     assert torch.equal(after.rows(1, 3).hidden, after.hidden[:, 1:3])
 
 
-def test_a_step_leaves_the_state_it_was_given_as_it_was(models: dict[str, AcousticModel], frames: Tensor) -> None:
-    model = models["lstm"]
+@pytest.mark.parametrize("kind", ["lstm", "lstm, running mean"])
+def test_a_step_leaves_the_state_it_was_given_as_it_was(
+    models: dict[str, AcousticModel], frames: Tensor, kind: str
+) -> None:
+    model = models[kind]
     _, state = model.step(frames[:, :21], model.begin())
     before = state.to_bytes()
     first, _ = model.step(frames[:, 21:40], state)
@@ -239,30 +251,32 @@ def test_a_step_leaves_the_state_it_was_given_as_it_was(models: dict[str, Acoust
     assert torch.equal(first["phones"], second["phones"])
 
 
-def test_clones_share_nothing(models: dict[str, AcousticModel], frames: Tensor) -> None:
-    _, state = models["lstm"].step(frames[:, :21], models["lstm"].begin())
+@pytest.mark.parametrize("kind", ["lstm", "lstm, running mean"])
+def test_clones_share_nothing(models: dict[str, AcousticModel], frames: Tensor, kind: str) -> None:
+    _, state = models[kind].step(frames[:, :21], models[kind].begin())
     before = state.to_bytes()
     for copy in (state.clone(), state.rows(0, 1), state.split()[0], State.stack([state])):
-        for tensor in (copy.context, copy.pending, copy.hidden, copy.cell, *copy.waiting):
+        for tensor in (copy.context, copy.pending, copy.hidden, copy.cell, *copy.waiting, copy.heard):
             tensor.fill_(9.0)
     assert state.to_bytes() == before
 
 
-def test_a_state_holds_no_more_than_it_says(models: dict[str, AcousticModel]) -> None:
+@pytest.mark.parametrize(("kind", "heard"), [("lstm", 0), ("lstm, running mean", 16 + 1)])
+def test_a_state_holds_no_more_than_it_says(models: dict[str, AcousticModel], kind: str, heard: int) -> None:
     """Views of a long chunk would keep all of it alive."""
-    model = models["lstm"]
+    model = models[kind]
     _, state = model.step(torch.randn(1, 2001, 16), model.begin())
-    tensors = (state.context, state.pending, state.hidden, state.cell, *state.waiting)
+    tensors = (state.context, state.pending, state.hidden, state.cell, *state.waiting, state.heard)
     assert sum(t.untyped_storage().nbytes() for t in tensors) == state.nbytes
-    assert state.nbytes == 4 * (16 * (FRONT_END_HISTORY + 1) + 2 * 3 * 24 + (4 + 2) * 24)
+    assert state.nbytes == 4 * (16 * (FRONT_END_HISTORY + 1) + 2 * 3 * 24 + (4 + 2) * 24 + heard)
     _, longer = model.step(torch.randn(1, 20000, 16), state)
     assert longer.nbytes == state.nbytes
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("heard", [0, 1, 5, 21])
-def test_states_survive_as_bytes(models: dict[str, AcousticModel], frames: Tensor, cell: str, heard: int) -> None:
-    model = models[cell]
+def test_states_survive_as_bytes(models: dict[str, AcousticModel], frames: Tensor, kind: str, heard: int) -> None:
+    model = models[kind]
     _, state = model.step(frames[:, :heard], model.begin())
     copy = State.from_bytes(state.to_bytes())
     model.check_state(copy)
@@ -291,6 +305,14 @@ def test_garbage_is_no_state(data: bytes) -> None:
         State.from_bytes(data)
 
 
+def test_without_a_running_mean_states_have_the_bytes_they_had(models: dict[str, AcousticModel]) -> None:
+    from safetensors.torch import load
+
+    names = {"context", "pending", "hidden", "cell", "waiting.0", "waiting.1"}
+    assert set(load(models["lstm"].begin().to_bytes())) == names
+    assert set(load(models["lstm, running mean"].begin().to_bytes())) == names | {"heard"}
+
+
 def test_damaged_bytes_are_no_state(models: dict[str, AcousticModel]) -> None:
     data = models["lstm"].begin().to_bytes()
     for broken in (data[:-1], data + b"x", data.replace(b"hidden", b"hiddem"), data.replace(b'"F32"', b'"F99"')):
@@ -306,6 +328,7 @@ def test_states_of_other_models_are_refused(models: dict[str, AcousticModel]) ->
         "its context has shape": tiny_config(mels=20),
         "its cell has shape": tiny_config(cell="gru"),
         "has 1 look-ahead layers, this model has 2": tiny_config(lookahead=(4, 0, 0)),
+        "its heard has shape": tiny_config(running_mean=0.5),
     }
     for reason, config in others.items():
         with pytest.raises(StateError, match=reason):
@@ -317,6 +340,16 @@ def test_states_of_other_models_are_refused(models: dict[str, AcousticModel]) ->
     state.hidden[0, 0, 0] = float("nan")
     with pytest.raises(StateError, match="its hidden does not hold finite numbers"):
         model.check_state(state)
+    running = models["lstm, running mean"]
+    with pytest.raises(StateError, match=r"its heard has shape \(1, 0\), here it is \(1, 17\)"):
+        running.check_state(State.from_bytes(model.begin().to_bytes()))
+    state = running.begin()
+    state.heard[0, -1] = -3.0
+    with pytest.raises(StateError, match="heard fewer frames than none"):
+        running.check_state(state)
+    state.heard = torch.zeros(())
+    with pytest.raises(StateError, match="its heard has shape"):
+        running.check_state(State.from_bytes(state.to_bytes()))
     state = model.begin()
     state.context = torch.zeros(())
     with pytest.raises(StateError, match="its context has shape"):
@@ -347,6 +380,9 @@ def test_wrong_shapes_are_refused(models: dict[str, AcousticModel]) -> None:
         ({"lookahead_stride": 0}, "at least 1"),
         ({"intermediate": 3}, "a layer below the last"),
         ({"dropout": 1.0}, "0 to 1"),
+        ({"running_mean": 1.1}, "running_mean must be 0 to 1"),
+        ({"running_mean": 0.5, "running_mean_s": -1.0}, "running_mean_s must be seconds, 0 or more"),
+        ({"running_mean": 0.5, "running_mean_memory_s": 0.0}, "running_mean_memory_s must be 0.02 to 3600, got 0.0"),
         ({"bidirectional": True, "hidden": 25}, "must be even"),
     ],
 )

@@ -201,6 +201,21 @@ def test_fine_tuning_starts_from_the_model(learned: Run, clips: Path, tmp_path: 
     assert find_model(tmp_path / "run/model").config.search.beam == 77
 
 
+def test_a_running_mean_can_be_added_to_a_model(learned: Run, clips: Path, tmp_path: Path) -> None:
+    """It has no weights: the new network begins with all that the old one has."""
+    values = {k: v for k, v in BY_HEART.items() if k not in ("model", "features")}
+    values |= {"optimizer": {"peak_rate": 1e-6, "warmup": 0, "hold": 2, "decay": 0, "average": 0.0}}
+    values |= {"cache": clips / "cache", "model": {"dropout": 0.0, "running_mean": 0.5, "running_mean_s": 2.0}}
+    start, config = learned.folder / "model", write(tmp_path / "c.toml", values)
+    assert train(config, learned.manifest, tmp_path / "run", "--init", str(start)) == 0
+    tuned = find_model(tmp_path / "run/model")
+    assert (tuned.config.model.running_mean, tuned.config.model.running_mean_s) == (0.5, 2.0)
+    old, new = (m.load_network().state_dict() for m in (find_model(start), tuned))
+    assert set(new) == set(old)
+    for name, value in old.items():
+        np.testing.assert_allclose(new[name].numpy(), value.numpy(), atol=2e-3)
+
+
 def _copy_with_search(source: Path, target: Path, search: SearchConfig) -> None:
     import dataclasses
     import shutil
