@@ -29,7 +29,11 @@ me M IY; mow M OW; knee N IY; no N OW; know N OW; see S IY; sea S IY; so S OW; s
 mast M AH S T; meet M IY T; meat M IY T; neat N IY T; note N OW T; seek S IY K; soak S OW K; team T IY M; tone T OW N;
 stone S T OW N
 """
-RUNNING_MEAN = {"running_mean": 0.8, "running_mean_s": 0.2, "running_mean_memory_s": 0.5}  # strong in a short clip
+RUNNING_MEAN: dict[str, Any] = {
+    "running_mean": 0.8,
+    "running_mean_s": 0.2,
+    "running_mean_memory_s": 0.5,
+}  # strong in a short clip
 CELLS = ("lstm", "gru", "rnn")
 KINDS: dict[str, dict[str, Any]] = {cell: {"cell": cell} for cell in CELLS}  # of networks, as changes of their shape
 KINDS |= {f"{cell}, running mean": {"cell": cell, **RUNNING_MEAN} for cell in CELLS}
