@@ -76,7 +76,8 @@ def speech(tmp_path: Path) -> Path:
 
 def test_every_cell_is_a_configuration_and_differs_from_the_base(experiments: ModuleType) -> None:
     base, cells = experiments.read_cells(experiments.CELLS)
-    assert {cell.group for cell in cells} == {"base", "units", "objective", "optimiser", "body", "augmentation"}
+    groups = {"base", "units", "objective", "optimiser", "body", "adaptation", "augmentation"}
+    assert {cell.group for cell in cells} == groups
     plain = experiments.settings_of(base, cells[0])
     assert cells[0].name == "base" and not cells[0].values
     for cell in cells[1:]:

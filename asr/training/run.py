@@ -192,7 +192,7 @@ class _Run:
             out.mkdir(parents=True, exist_ok=True)
             _write_settings(out, settings, self.data, self.dev, init, world)
         prepared = prepare(settings, self.data, self.dev, out, start, saved, rank, world)
-        model = _model(settings, prepared.data, start)
+        model = model_from(settings, prepared.data, start)
         trainer = Trainer(settings, model, prepared.data, prepared.maker, out, self.device, rank, world)
         if resume:
             trainer.load(out / CHECKPOINT)
@@ -420,7 +420,7 @@ def new_model(config: TrainConfig, data: TrainingSet) -> AcousticModel:
     return model
 
 
-def _model(config: TrainConfig, data: TrainingSet, start: ModelFolder | None) -> AcousticModel:
+def model_from(config: TrainConfig, data: TrainingSet, start: ModelFolder | None) -> AcousticModel:
     """New weights, or those of ``start`` (its heads that are not trained are dropped)."""
     model = new_model(config, data)
     if start is None:

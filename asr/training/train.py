@@ -45,7 +45,7 @@ _AHEAD_ON_GPU = 8  # batches; some hundred MB
 # Rank 0 computes features and evaluates while the others wait in a collective, longer than the usual half hour.
 _PATIENCE = datetime.timedelta(days=2)
 
-Carried = tuple[Tensor, Tensor]
+Carried = tuple[Tensor, ...]
 
 
 class Trainer:
@@ -127,7 +127,7 @@ class Trainer:
             torch.manual_seed(_seed(config.seed, self.step, slot))  # of dropout
             losses, state = self._losses(batch, self._carry(part, len(batch.lengths)), self._lookahead(slot))
             if config.carry and not self.model.config.bidirectional:
-                self.carried[part] = state[0].detach().float(), state[1].detach().float()
+                self.carried[part] = tuple(t.detach().float() for t in state)
             total = self._weighted(losses)
             (total / config.accumulate).backward()  # type: ignore[no-untyped-call]
             self.audio_s += float(batch.lengths.sum()) * FRAME_MS / 1000 * self.world
@@ -222,12 +222,12 @@ class Trainer:
         if carried is None or not self.config.carry:
             return None
         rng = np.random.default_rng([self.config.seed, self.epoch, self.position, self.slots[part], 1])
-        h, c = carried
+        rows_before, device = carried[0].shape[1], carried[0].device
         views = 2 if self.config.consistency else 1  # both views of a row go on from the same state
-        chosen = torch.from_numpy(rng.integers(0, h.shape[1], rows // views)).to(h.device).repeat(views)
+        chosen = torch.from_numpy(rng.integers(0, rows_before, rows // views)).to(device).repeat(views)
         kept = (rng.random(rows // views) < self.config.carry).astype(np.float32)
-        keep = torch.from_numpy(kept).to(h.device).repeat(views)[:, None]
-        return h[:, chosen] * keep, c[:, chosen] * keep
+        keep = torch.from_numpy(kept).to(device).repeat(views)[:, None]
+        return tuple(t[:, chosen] * keep for t in carried)
 
     def _lookahead(self, slot: int) -> Sequence[int] | None:
         """One of the short ones, or None: all that the network has."""
@@ -270,7 +270,7 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         """Write everything that a resumed run needs, atomically; collective over all processes."""
-        carried: list[Any] = [None if c is None else (c[0].cpu(), c[1].cpu()) for c in self.carried]
+        carried: list[Any] = [None if c is None else tuple(t.cpu() for t in c) for c in self.carried]
         if self.world > 1:
             gathered: list[Any] = [None] * self.world
             dist.all_gather_object(gathered, carried)
@@ -323,7 +323,7 @@ class Trainer:
         self.carried = [None] * self.config.accumulate
         if len(saved["carried"]) == self.batches.all_slots:
             self.carried = [
-                None if c is None else (c[0].to(self.device), c[1].to(self.device))
+                None if c is None else tuple(t.to(self.device) for t in c)
                 for c in (saved["carried"][slot] for slot in self.slots)
             ]
         else:
