@@ -106,15 +106,16 @@ class Lexicon:
         table = np.full(256, -1, dtype=np.int32)
         for phone, code in _CODE_OF.items():
             table[ord(code)] = ids.get(phone, -1)
-        ends = np.flatnonzero((codes == ord(" ")) | (codes == ord("\n")))
-        starts = np.concatenate([[0], ends[:-1] + 1]).astype(np.int64)[: len(ends)]
-        lengths = ends - starts
-        place = starts[:, None] + np.arange(lengths.max(initial=0))
-        inside = place < ends[:, None]
-        units = np.where(inside, table[codes[np.minimum(place, max(0, len(codes) - 1))]], -1)
-        if (lacking := inside & (units < 0)).any():
-            phone = _PHONE_OF[chr(codes[place[lacking][0]])]
+        between = (codes == ord(" ")) | (codes == ord("\n"))
+        ends, phones = np.flatnonzero(between), codes[~between]
+        given = table[phones]
+        if (lacking := given < 0).any():
+            phone = _PHONE_OF[chr(phones[lacking][0])]
             raise LexiconError(f"phone {phone!r} is not among the units of this model")
+        lengths = np.diff(ends, prepend=-1) - 1
+        inside = np.arange(lengths.max(initial=0)) < lengths[:, None]
+        units = np.full(inside.shape, -1, dtype=np.int32)
+        units[inside] = given
         return units, np.concatenate([[0], np.cumsum(codes[ends] == ord("\n"))[:-1]]).astype(np.int32)[: len(ends)]
 
     def pronounce(self, word: str) -> tuple[Pronunciation, ...]:

@@ -36,9 +36,11 @@ class Scorer:
         self._log_probs = np.concatenate(model.log_probs)
         self._backoffs = np.concatenate(model.backoffs) if model.order > 1 else np.zeros(self._size, np.float32)
         self._continues = np.concatenate([_is_context(model, n) for n in range(1, model.order + 1)])
-        prefixed = [k + o * self._size for k, o in zip(model.keys[1:], self._offsets, strict=False)]
-        self._keys = np.concatenate(prefixed) if prefixed else np.zeros(0, dtype=np.int64)
+        self._keys = np.empty(int(self._offsets[-1]) - self._size, dtype=np.int64)
         """Of each n-gram from the second order on: the number of its first words and its last one, in one integer."""
+        for keys, first, before in zip(model.keys[1:], self._offsets[1:], self._offsets, strict=False):
+            begin = first - self._size
+            np.add(keys, before * self._size, out=self._keys[begin : begin + len(keys)])
         self._table = _Table(self._keys)
 
     @property
@@ -117,32 +119,47 @@ def _is_context(model: NgramModel, order: int) -> NDArray[np.bool_]:
 
 
 class _Table:
-    """Sorted keys by hash: found in one or two looks, where a binary search takes twenty."""
+    """Distinct keys by hash: found in one or two looks, where a binary search takes twenty.
+
+    Keys of one slot are chained: ``_first`` (slots,) holds the place of one of them or -1, ``_next`` (keys,) the place
+    of the one after a key, or -1. To build it takes a tenth of what sorting by slot takes.
+    """
+
+    _AT_ONCE = 1 << 13  # keys that are put in together: their slots are still in the processor's cache when read again
 
     def __init__(self, keys: Ints) -> None:
         bits = max(1, int(np.ceil(np.log2(max(1, len(keys))))) + 1)
         self._shift = np.uint64(64 - bits)
-        slot = self._slot(keys)
-        order = slot.argsort()
-        self._keys, self._places = keys.take(order), order.astype(np.int32)
-        self._starts = np.zeros((1 << bits) + 1, dtype=np.int32)
-        np.cumsum(np.bincount(slot, minlength=1 << bits), out=self._starts[1:])
+        self._keys = keys
+        self._first = np.full(1 << bits, -1, dtype=np.int32)
+        self._next = np.empty(len(keys), dtype=np.int32)
+        for begin in range(0, len(keys), self._AT_ONCE):
+            self._insert(begin, min(begin + self._AT_ONCE, len(keys)))
+
+    def _insert(self, begin: int, end: int) -> None:
+        """Each key becomes the first of its slot; of several at once with one slot, one does, the others try again."""
+        slot, places = self._slot(self._keys[begin:end]), np.arange(begin, end, dtype=np.int32)
+        while len(places):
+            self._next[places] = self._first.take(slot)
+            self._first[slot] = places
+            again = (self._first.take(slot) != places).nonzero()[0]
+            slot, places = slot.take(again), places.take(again)
 
     def _slot(self, keys: Ints) -> Ints:
         return (keys.view(np.uint64) * _MIX >> self._shift).view(np.int64)
 
     def find(self, wanted: Ints) -> Ints:
         """Places of keys (n,); -1 for those that are not there, and for negative ones."""
-        slot = self._slot(wanted)
-        at, stop = self._starts.take(slot), self._starts.take(slot + 1)
         found = np.full(len(wanted), -1, dtype=np.int64)
-        open_ = (at < stop).nonzero()[0]
+        place = self._first.take(self._slot(wanted))
+        open_ = (place >= 0).nonzero()[0]
+        place = place.take(open_)
         while len(open_):
-            here = at.take(open_)
-            hit = self._keys.take(here) == wanted.take(open_)
-            found[open_[hit]] = self._places.take(here[hit])
-            at[open_] += 1
-            open_ = open_[~hit & (here + 1 < stop.take(open_))]
+            hit = self._keys.take(place) == wanted.take(open_)
+            found[open_[hit]] = place[hit]
+            place = self._next.take(place)
+            on = (~hit & (place >= 0)).nonzero()[0]
+            open_, place = open_.take(on), place.take(on)
         return found
 
 

@@ -48,37 +48,34 @@ def build(spellings: Ints, words: Ints, scores: Floats) -> Trie:
     keep = spellings[:, 0] >= 0 if spellings.shape[1] else np.zeros(len(spellings), dtype=bool)
     spellings, words = spellings[keep], words[keep]
     entry_scores = scores[words]
-    order = np.lexsort((words, -entry_scores, *spellings.T[::-1]))  # by spelling; the likeliest of equal ones first
-    spellings, words, entry_scores = spellings[order], words[order], entry_scores[order]
-    count, longest = spellings.shape
-    node_of = np.zeros(count, dtype=np.int64)  # node of the entry's prefix at the level that is being built
-    last_node = np.zeros(count, dtype=np.int64)
+    # By spelling; the likeliest of equal ones first.
+    order = np.lexsort((words, -entry_scores, *_sort_keys(spellings)))
+    words, entry_scores, count = words[order], entry_scores[order], len(order)
+    node_of = np.zeros(count, dtype=np.int64)  # node of the entry's prefix, in the end of all of it
     units, parents, total = [np.array([-1])], [np.array([-1])], 1
     begin_below, end_below = [np.zeros(1, dtype=np.int64)], [np.array([count])]
-    changed = np.zeros(count, dtype=bool)  # whether an entry's prefix differs from the one before
-    if count:
-        changed[0] = True
-    for level in range(longest):
-        column = spellings[:, level]
+    alive = np.arange(count)  # entries that are so long
+    changed = alive == 0  # whether each differs so far from the one before it
+    for column in spellings.T:
+        column = column.take(order.take(alive))
         changed[1:] |= column[1:] != column[:-1]
-        begins = np.flatnonzero(changed & (column >= 0))
-        if not len(begins):
+        inside = column >= 0
+        alive, changed, column = alive[inside], changed[inside], column[inside]
+        if not len(alive):
             break
-        number = np.cumsum(np.isin(np.arange(count), begins, assume_unique=True)) - 1 + total
-        edges = np.append(np.flatnonzero(changed), count)
-        begin_below.append(begins)
-        end_below.append(edges[np.searchsorted(edges, begins, side="right")])
+        begins = np.flatnonzero(changed)
+        begin_below.append(alive[begins])
+        end_below.append(alive[np.append(begins[1:], len(alive)) - 1] + 1)
         units.append(column[begins])
-        parents.append(node_of[begins])
-        node_of = np.where(column >= 0, number, node_of)
-        last_node = np.where(column >= 0, number, last_node)
+        parents.append(node_of[begin_below[-1]])
+        node_of[alive] = np.cumsum(changed) - 1 + total
         total += len(begins)
     unit, parent = np.concatenate(units), np.concatenate(parents)
     children = np.bincount(parent[1:], minlength=total)
     first_child = 1 + np.concatenate([[0], np.cumsum(children)[:-1]])
-    first_word, word_count, kept = _words_at(last_node, words, total)
+    first_word, word_count, kept = _words_at(node_of, words, total)
     ahead = np.full(total, -np.inf)
-    np.maximum.at(ahead, last_node, entry_scores)
+    np.maximum.at(ahead, node_of, entry_scores)
     for node in range(len(units) - 1, 0, -1):  # level by level from the leaves
         stop = sum(map(len, units[: node + 1]))
         level_nodes = np.arange(stop - len(units[node]), stop)
@@ -96,6 +93,18 @@ def build(spellings: Ints, words: Ints, scores: Floats) -> Trie:
         (np.concatenate(end_below) - np.concatenate(begin_below)).astype(np.int64),
         words.astype(np.int64),
     )
+
+
+def _sort_keys(spellings: Ints) -> list[NDArray[np.int64]]:
+    """Numbers that sort as the spellings do, the least important first; each holds as many units as it can."""
+    bits = int(spellings.max(initial=0) + 1).bit_length()
+    keys = []
+    for begin in range(0, spellings.shape[1], 63 // bits):
+        key = np.zeros(len(spellings), dtype=np.int64)
+        for column in spellings.T[begin : begin + 63 // bits]:
+            key = (key << bits) + column + 1
+        keys.append(key)
+    return keys[::-1]
 
 
 def ranges(first: NDArray[Any], count: NDArray[Any]) -> NDArray[np.int64]:

@@ -32,7 +32,7 @@ import numpy as np
 
 from asr.errors import LanguageModelError
 from asr.lm.model import NgramModel
-from asr.lm.packing import Arrays, differences, most_bytes, pack, sums, unpack
+from asr.lm.packing import Arrays, differences, most_bytes, pack, pieces, sums, unpack
 from asr.lm.quantise import quantise
 from asr.lm.text import cannot_read, cannot_write, reason
 
@@ -44,6 +44,7 @@ _HEADER_BYTES = 800  # more than the container's header takes for the words
 _ORDER_BYTES = 900  # more than it takes for an order
 _CHANGE = 1.03  # how many more bytes quantised values may take after pruning
 _MAX_ORDER = 9  # names of arrays are sorted as texts
+_CONTEXTS_AT_ONCE = 1 << 12  # whose n-grams are made together
 
 
 def save_compact(model: NgramModel, path: str | Path, bits: int = DEFAULT_BITS) -> int:
@@ -162,10 +163,11 @@ def load_compact(path: str | Path) -> NgramModel:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
         if _checksum(arrays) != header["crc32"]:
             raise cannot_read(path, "it is corrupt: its checksum is wrong")
-        if header["version"] == VERSION:
-            arrays = unpack(arrays, header["arrays"])
         counts = [int(count) for count in header["counts"]]
-        return _model(arrays, int(header["words"]), counts, steps=header["version"] == VERSION)
+        if header["version"] == 1:
+            return _model(arrays.__getitem__, int(header["words"]), counts, steps=False)
+        spec = header["arrays"]
+        return _model(lambda name: unpack(arrays[name], *spec[name]), int(header["words"]), counts, steps=True)
     except OSError as error:
         raise cannot_read(path, error) from None
     except SafetensorError as error:
@@ -174,46 +176,69 @@ def load_compact(path: str | Path) -> NgramModel:
         raise cannot_read(path, f"it is corrupt ({reason(error)})") from None
 
 
-def _model(arrays: Arrays, size: int, counts: list[int], steps: bool) -> NgramModel:
-    """``steps``: whether the last words are given as :func:`differences`. Raises ValueError, TypeError, KeyError or
-    IndexError where the arrays do not fit together."""
-    words = tuple(arrays["words"].tobytes().decode("utf-8").split("\n")[:-1])
-    if not len(words) == len(set(words)) == size == counts[0]:
-        raise ValueError(f"{len(words)} of {size} words, or some of them twice")
-    keys, log_probs, backoffs = [np.arange(size, dtype=np.int64)], [_unigrams(arrays, "1.log_probs", size)], []
+def _model(array: Callable[[str], np.ndarray], size: int, counts: list[int], steps: bool) -> NgramModel:
+    """``array``: gives each by its name; they are asked for one after the other, and what is made of them is made in
+    pieces, so that little memory is needed beside the model's own. ``steps``: whether the last words are given as
+    :func:`differences`. Raises ValueError, TypeError, KeyError or IndexError where the arrays do not fit together."""
+    words = tuple(array("words").tobytes().decode("utf-8").split("\n")[:-1])
+    if not len(words) == size == counts[0]:
+        raise ValueError(f"{len(words)} of {size} words")
+    keys, log_probs, backoffs = [np.arange(size, dtype=np.int64)], [_unigrams(array, "1.log_probs", size)], []
     if len(counts) > 1:
-        backoffs.append(_unigrams(arrays, "1.backoffs", size))
+        backoffs.append(_unigrams(array, "1.backoffs", size))
     for n, count in enumerate(counts[1:], start=2):
-        last = arrays[f"{n}.words"].astype(np.int64)
-        children = _unpack_counts(arrays[f"{n - 1}.children"], arrays[f"{n - 1}.children.more"])
+        children = _unpack_counts(array(f"{n - 1}.children"), array(f"{n - 1}.children.more"))
+        last = array(f"{n}.words")
         if len(children) != counts[n - 2] or children.sum() != count or len(last) != count:
             raise ValueError(f"the numbers of its {n}-grams do not add up")
-        if steps:
-            last = sums(last, children)
-        if count and last.max() >= size:
-            raise ValueError(f"a {n}-gram holds an unknown word")
-        keys.append(np.repeat(np.arange(len(children)) * size, children) + last)
-        log_probs.append(arrays[f"{n}.log_probs.table"][arrays[f"{n}.log_probs"]])
+        keys.append(_keys(n, last, children, size, steps))
+        log_probs.append(_values(array, f"{n}.log_probs"))
         if n < len(counts):
-            backoffs.append(arrays[f"{n}.backoffs.table"][arrays[f"{n}.backoffs"]])
+            backoffs.append(_values(array, f"{n}.backoffs"))
     try:
         model = NgramModel(words, tuple(keys), tuple(log_probs), tuple(backoffs))
         model.check()
     except LanguageModelError as error:
         raise ValueError(str(error)) from None
+    if len(model.word_ids) != size:
+        raise ValueError("it has some words twice")
     return model
 
 
-def _unigrams(arrays: Arrays, name: str, size: int) -> np.ndarray:
-    if arrays[name].shape != (size,):
-        raise ValueError(f"{name} is of {arrays[name].shape}, not of {size} words")
-    return arrays[name]
+def _unigrams(array: Callable[[str], np.ndarray], name: str, size: int) -> np.ndarray:
+    values = array(name)
+    if values.shape != (size,):
+        raise ValueError(f"{name} is of {values.shape}, not of {size} words")
+    return values
 
 
 def _unpack_counts(packed: np.ndarray, more: np.ndarray) -> np.ndarray:
-    counts = packed.astype(np.int64)
+    counts = packed.astype(np.uint32)
     counts[packed == np.iinfo(packed.dtype).max] = more
     return counts
+
+
+def _keys(order: int, last: np.ndarray, children: np.ndarray, size: int, steps: bool) -> np.ndarray:
+    """The keys of :class:`NgramModel` of the n-grams with these last words, ``children`` of each context."""
+    keys, done = np.empty(len(last), np.int64), 0
+    for piece in pieces(len(children), _CONTEXTS_AT_ONCE):
+        count = children[piece].astype(np.int64)
+        here = slice(done, done := done + int(count.sum()))
+        words = sums(last[here], count) if steps else last[here]
+        if words.max(initial=0) >= size:
+            raise ValueError(f"a {order}-gram holds an unknown word")
+        keys[here] = (np.arange(piece.start, piece.stop) * size).repeat(count)
+        keys[here] += words
+    return keys
+
+
+def _values(array: Callable[[str], np.ndarray], name: str) -> np.ndarray:
+    """What the places stand for in their table."""
+    table, places = array(f"{name}.table"), array(name)
+    values = np.empty(len(places), table.dtype)
+    for piece in pieces(len(places)):
+        values[piece] = table[places[piece]]
+    return values
 
 
 # size ----------------------------------------------------------------------------------------------------------------

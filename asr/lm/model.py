@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from asr.errors import LanguageModelError
+from asr.lm.packing import pieces
 from asr.lm.text import BOS_ID, EOS, SPECIAL, UNK_ID, Corpus, encode
 
 NEVER = -99.0  # log10 probability written for <s>, which is never predicted (the convention of ARPA files)
@@ -77,10 +78,10 @@ class NgramModel:
 
     def is_context(self, order: int) -> np.ndarray:
         """Of each n-gram of ``order``: whether a longer one begins with it."""
-        if order == self.order:
-            return np.zeros(self.counts[order - 1], dtype=bool)
         result = np.zeros(self.counts[order - 1], dtype=bool)
-        result[self.prefixes(order + 1)] = True
+        longer = self.keys[order] if order < self.order else np.zeros(0, dtype=np.int64)
+        for piece in pieces(len(longer)):
+            result[longer[piece] // len(self.words)] = True
         return result
 
     @cached_property
@@ -126,7 +127,7 @@ class NgramModel:
             keys, log_probs = self.keys[n - 1], self.log_probs[n - 1]
             if len(log_probs) != len(keys) or (n < self.order and len(self.backoffs[n - 1]) != len(keys)):
                 raise LanguageModelError(f"the language model's arrays of order {n} differ in length")
-            if len(keys) > 1 and not (np.diff(keys) > 0).all():
+            if not (keys[1:] > keys[:-1]).all():
                 raise LanguageModelError(f"the language model's {n}-grams are not sorted or not distinct")
             bound = len(self.words) * (len(self.keys[n - 2]) if n > 1 else 1)
             if len(keys) and (keys[0] < 0 or keys[-1] >= bound):

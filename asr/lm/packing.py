@@ -7,7 +7,7 @@ together. What is packed here is mostly without repetitions: often Huffman codes
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -18,18 +18,39 @@ Spec = dict[str, Sequence[str | int]]
 _TYPES = ("|u1", "<u2", "<u4", "<f4")
 _LARGEST_RATIO = 1032  # of deflate: more cannot come out of so many bytes
 _LEVEL = 6
+_AT_ONCE = 1 << 15  # values that are worked on together: they and what comes of them stay in the processor's cache
 
 
 def pack(arrays: Mapping[str, np.ndarray]) -> tuple[Arrays, Spec]:
-    """Each array (length,) as compressed bytes, uint8 (bytes,), and what :func:`unpack` must know about it."""
+    """Each array (length,) as compressed bytes, uint8 (bytes,), and what :func:`unpack` must know about it: its type
+    and its length."""
     little = {name: array.astype(array.dtype.newbyteorder("<"), copy=False) for name, array in arrays.items()}
     packed = {name: np.frombuffer(_compressed(array), np.uint8) for name, array in little.items()}
     return packed, {name: (array.dtype.str, len(array)) for name, array in little.items()}
 
 
-def unpack(packed: Mapping[str, np.ndarray], spec: Spec) -> Arrays:
-    """The inverse of :func:`pack`. Raises ValueError, TypeError or KeyError where the two do not fit together."""
-    return {name: _unpacked(packed[name], *of) for name, of in spec.items()}
+def unpack(packed: np.ndarray, kind: str | int, length: str | int) -> np.ndarray:
+    """An array (length,) that :func:`pack` made into bytes. Raises ValueError where they do not stand for so many
+    values of this type."""
+    if kind not in _TYPES or not isinstance(length, int) or length < 0 or packed.dtype != np.uint8:
+        raise ValueError(f"it holds {length} values of type {kind}")
+    dtype = np.dtype(str(kind))
+    size = length * dtype.itemsize
+    if size > _LARGEST_RATIO * (packed.size + 1):
+        raise ValueError(f"{packed.size} bytes cannot hold {length} values")
+    stream = zlib.decompressobj()
+    try:
+        data = stream.decompress(packed.data, size + 1)
+    except zlib.error as error:
+        raise ValueError(str(error)) from None
+    if len(data) != size or not stream.eof or stream.unused_data:
+        raise ValueError(f"{len(data)} bytes stand for {length} values of type {kind}")
+    return _joined(np.frombuffer(data, np.uint8).reshape(dtype.itemsize, length)).view(dtype)
+
+
+def pieces(count: int, at_once: int = _AT_ONCE) -> Iterator[slice]:
+    """``count`` places, ``at_once`` of them after the other."""
+    return (slice(begin, min(begin + at_once, count)) for begin in range(0, count, at_once))
 
 
 def most_bytes(array: np.ndarray) -> int:
@@ -49,10 +70,11 @@ def differences(words: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 def sums(differences: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """The inverse of :func:`differences`, (n,) int64. The counts sum to n."""
-    result = differences.astype(np.int64).cumsum()
+    result = differences.cumsum(dtype=np.int64)
     first = _firsts(counts)
     before = result[first] - differences[first]
-    return np.asarray(result - before.repeat(counts[counts > 0]))
+    result -= before.repeat(counts[counts > 0])
+    return result
 
 
 def _firsts(counts: np.ndarray) -> np.ndarray:
@@ -73,19 +95,15 @@ def _deflate(data: bytes, strategy: int) -> bytes:
     return stream.compress(data) + stream.flush()
 
 
-def _unpacked(packed: np.ndarray, kind: str | int, length: str | int) -> np.ndarray:
-    if kind not in _TYPES or not isinstance(length, int) or length < 0 or packed.dtype != np.uint8:
-        raise ValueError(f"it holds {length} values of type {kind}")
-    dtype = np.dtype(str(kind))
-    size = length * dtype.itemsize
-    if size > _LARGEST_RATIO * (packed.size + 1):
-        raise ValueError(f"{packed.size} bytes cannot hold {length} values")
-    stream = zlib.decompressobj()
-    try:
-        data = stream.decompress(packed.tobytes(), size + 1)
-    except zlib.error as error:
-        raise ValueError(str(error)) from None
-    if len(data) != size or not stream.eof or stream.unused_data:
-        raise ValueError(f"{len(data)} bytes stand for {length} values of type {kind}")
-    planes = np.frombuffer(data, np.uint8).reshape(dtype.itemsize, length)
-    return np.ascontiguousarray(planes.T).reshape(-1).view(dtype)
+def _joined(planes: np.ndarray) -> np.ndarray:
+    """Values (length,) of whole numbers from their bytes (bytes of a value, length), the lowest first."""
+    if len(planes) == 1:
+        return planes[0]
+    values = np.empty(planes.shape[1], f"<u{len(planes)}")
+    for piece in pieces(len(values)):
+        some = values[piece]
+        some[:] = planes[-1, piece]
+        for plane in planes[-2::-1]:
+            some <<= 8
+            some |= plane[piece]
+    return values
