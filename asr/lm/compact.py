@@ -165,9 +165,9 @@ def load_compact(path: str | Path) -> NgramModel:
             raise cannot_read(path, "it is corrupt: its checksum is wrong")
         counts = [int(count) for count in header["counts"]]
         if header["version"] == 1:
-            return _model(arrays.__getitem__, int(header["words"]), counts, steps=False)
+            return _model(arrays.pop, int(header["words"]), counts, steps=False)
         spec = header["arrays"]
-        return _model(lambda name: unpack(arrays[name], *spec[name]), int(header["words"]), counts, steps=True)
+        return _model(lambda name: unpack(arrays.pop(name), *spec[name]), int(header["words"]), counts, steps=True)
     except OSError as error:
         raise cannot_read(path, error) from None
     except SafetensorError as error:
@@ -177,9 +177,9 @@ def load_compact(path: str | Path) -> NgramModel:
 
 
 def _model(array: Callable[[str], np.ndarray], size: int, counts: list[int], steps: bool) -> NgramModel:
-    """``array``: gives each by its name; they are asked for one after the other, and what is made of them is made in
-    pieces, so that little memory is needed beside the model's own. ``steps``: whether the last words are given as
-    :func:`differences`. Raises ValueError, TypeError, KeyError or IndexError where the arrays do not fit together."""
+    """``array``: gives each by its name; each is asked for once, and what is made of them is made in pieces, so that
+    little memory is needed beside the model's own. ``steps``: whether the last words are given as :func:`differences`.
+    Raises ValueError, TypeError, KeyError or IndexError where the arrays do not fit together."""
     words = tuple(array("words").tobytes().decode("utf-8").split("\n")[:-1])
     if not len(words) == size == counts[0]:
         raise ValueError(f"{len(words)} of {size} words")
@@ -213,7 +213,7 @@ def _unigrams(array: Callable[[str], np.ndarray], name: str, size: int) -> np.nd
 
 
 def _unpack_counts(packed: np.ndarray, more: np.ndarray) -> np.ndarray:
-    counts = packed.astype(np.uint32)
+    counts = packed.astype(np.promote_types(packed.dtype, np.min_scalar_type(more.max(initial=0))))
     counts[packed == np.iinfo(packed.dtype).max] = more
     return counts
 

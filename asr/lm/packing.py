@@ -38,14 +38,30 @@ def unpack(packed: np.ndarray, kind: str | int, length: str | int) -> np.ndarray
     size = length * dtype.itemsize
     if size > _LARGEST_RATIO * (packed.size + 1):
         raise ValueError(f"{packed.size} bytes cannot hold {length} values")
-    stream = zlib.decompressobj()
-    try:
-        data = stream.decompress(packed.data, size + 1)
-    except zlib.error as error:
-        raise ValueError(str(error)) from None
-    if len(data) != size or not stream.eof or stream.unused_data:
-        raise ValueError(f"{len(data)} bytes stand for {length} values of type {kind}")
-    return _joined(np.frombuffer(data, np.uint8).reshape(dtype.itemsize, length)).view(dtype)
+    values, stream, done = np.empty(length, f"<u{dtype.itemsize}"), zlib.decompressobj(), 0
+    for piece in pieces(len(packed)):
+        try:
+            data = stream.decompress(packed[piece].data, size - done + 1)
+        except zlib.error as error:
+            raise ValueError(str(error)) from None
+        if done + len(data) <= size:
+            _put(values, np.frombuffer(data, np.uint8), done)
+        done += len(data)
+    if done != size or not stream.eof or stream.unused_data:
+        raise ValueError(f"{done} bytes stand for {length} values of type {kind}")
+    return values.view(dtype)
+
+
+def _put(values: np.ndarray, data: np.ndarray, begin: int) -> None:
+    """Put into whole numbers their bytes from ``begin`` on: the lowest of each, then the next of each, and so on."""
+    while len(data):
+        place, first = divmod(begin, len(values))
+        some = values[first : first + len(data)]
+        if place == 0:
+            some[:] = data[: len(some)]
+        else:
+            some |= data[: len(some)].astype(values.dtype) << (8 * place)
+        data, begin = data[len(some) :], begin + len(some)
 
 
 def pieces(count: int, at_once: int = _AT_ONCE) -> Iterator[slice]:
@@ -93,17 +109,3 @@ def _planes(array: np.ndarray) -> bytes:
 def _deflate(data: bytes, strategy: int) -> bytes:
     stream = zlib.compressobj(_LEVEL, zlib.DEFLATED, zlib.MAX_WBITS, 9, strategy)
     return stream.compress(data) + stream.flush()
-
-
-def _joined(planes: np.ndarray) -> np.ndarray:
-    """Values (length,) of whole numbers from their bytes (bytes of a value, length), the lowest first."""
-    if len(planes) == 1:
-        return planes[0]
-    values = np.empty(planes.shape[1], f"<u{len(planes)}")
-    for piece in pieces(len(values)):
-        some = values[piece]
-        some[:] = planes[-1, piece]
-        for plane in planes[-2::-1]:
-            some <<= 8
-            some |= plane[piece]
-    return values
