@@ -28,7 +28,7 @@ import statistics
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -279,12 +279,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def check_choice(kind: str, names: Iterable[str], known: Iterable[str], limit: int | None) -> None:
+    """Raise UsageError for a name of this kind that is not ``known``, or for a ``limit`` below 1."""
+    known = tuple(known)
+    for name in names:
+        if name not in known:
+            raise UsageError(f"there is no {kind} '{name}': choose among {', '.join(known)}")
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit must be at least 1, got {limit}")
+
+
 def _check(args: argparse.Namespace) -> None:
-    unknown = [name for name in args.systems if name not in SYSTEMS]
-    if unknown:
-        raise UsageError(f"there is no system '{unknown[0]}': choose among {', '.join(SYSTEMS)}")
-    if args.limit is not None and args.limit < 1:
-        raise UsageError(f"--limit must be at least 1, got {args.limit}")
+    check_choice("system", args.systems, SYSTEMS, args.limit)
     if args.kept and args.out is None:
         raise UsageError("--kept needs --out, the folder that an earlier run wrote")
     both = set(args.kept) & set(args.systems)

@@ -32,7 +32,7 @@ from typing import Any
 import long_stream
 import numpy as np
 from conditions import CLEAN, CONDITIONS, Condition, Surroundings, changed, speaker_of
-from peers import choose
+from peers import check_choice, choose
 from robustness_tables import by_length, by_speaker, phones_per_second, rate, report, thirds, units
 
 from asr.errors import ERRORS, AsrError, UsageError
@@ -233,11 +233,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(args: argparse.Namespace) -> None:
-    unknown = [name for name in args.conditions if name not in CONDITIONS]
-    if unknown:
-        raise UsageError(f"there is no condition '{unknown[0]}': choose among {', '.join(CONDITIONS)}")
-    if args.limit is not None and args.limit < 1:
-        raise UsageError(f"--limit must be at least 1, got {args.limit}")
+    check_choice("condition", args.conditions, CONDITIONS, args.limit)
     if args.seed < 0:
         raise UsageError(f"--seed must not be negative, got {args.seed}")
     if not (args.minutes >= 0 and args.bin > 0 and 0 <= args.pause_s <= 60):
