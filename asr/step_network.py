@@ -71,7 +71,7 @@ class StepNetwork(nn.Module):
             for name, weights in zip(_WEIGHTS, model.front_end.running.weights(len(self.places)), strict=True):
                 self.register_buffer(name, weights, persistent=False)
         layers = [layer for layer in model.recurrent if isinstance(layer, RecurrentLayer)]
-        self.recurrent = nn.ModuleList(PackedRecurrent(layer, _FloatProduct) for layer in layers)
+        self.recurrent = nn.ModuleList(_Recurrent(layer, _FloatProduct) for layer in layers)
         self.ahead = {int(i): a for i, a in model.look_ahead.items() if isinstance(a, LookAhead)}
         self.inputs = (
             TensorSpec("frames", "float32", ("batch", steps * FRAMES_PER_STEP, model.config.mels)),
@@ -168,6 +168,23 @@ class _FloatProduct(Product):
 
     def _pack(self, weight: Tensor) -> Any:
         return weight
+
+
+class _Recurrent(PackedRecurrent):
+    """Writes into no part of a tensor, which would be a scatter in a graph, and takes parts by slices: a split becomes
+    a sequence of tensors."""
+
+    def _lstm(self, inputs: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        gates, size = self.of_hidden.rows(h) + inputs, self.hidden
+        share, new = torch.sigmoid(gates[:, : 3 * size]), torch.tanh(gates[:, 3 * size :])
+        c = share[:, size : 2 * size] * c + share[:, :size] * new
+        return torch.tanh(c) * share[:, 2 * size :], c
+
+    def _gru(self, inputs: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        mine, size = self.of_hidden.rows(h), 2 * self.hidden
+        share = torch.sigmoid(mine[:, :size] + inputs[:, :size])
+        n = torch.tanh(inputs[:, size:] + share[:, : self.hidden] * mine[:, size:])
+        return torch.lerp(n, h, share[:, self.hidden :]), c
 
 
 def _recur(layer: Any, x: Tensor, real: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:

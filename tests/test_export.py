@@ -151,6 +151,14 @@ def test_onnxruntime_over_a_clip(onnx_file: Path, tiny_path: Path) -> None:
     assert alone["phones"].shape == ((FRAMES + 1) // 2, 9) and alone["characters"].shape == ((FRAMES + 1) // 2, 29)
 
 
+def test_the_graph_writes_into_no_tensor_and_holds_no_sequence(onnx_file: Path) -> None:
+    import onnx
+
+    nodes = {node.op_type for node in onnx.load(onnx_file).graph.node}
+    assert {"Gemm", "Sigmoid", "Tanh"} <= nodes
+    assert not {name for name in nodes if "Scatter" in name or "Sequence" in name}
+
+
 def test_the_description(onnx_file: Path, tiny_path: Path) -> None:
     _, about = export.open_onnx(onnx_file)
     folder = find_model(tiny_path)
