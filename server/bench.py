@@ -363,7 +363,9 @@ def plot(trials: Sequence[Trial], load: Load, path: Path) -> None:
         raise UsageError("a plot needs matplotlib: install asr[train]") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
+    trials = sorted(trials, key=lambda trial: trial.streams)  # those of --streams come in any order
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     counts = [t.streams for t in trials]
     for name, values in (
@@ -372,8 +374,13 @@ def plot(trials: Sequence[Trial], load: Load, path: Path) -> None:
         ("99 %", [t.lag_99 for t in trials]),
     ):
         axes.plot(counts, values, marker="o", label=name)
-    axes.axhline(load.limit_ms, color="grey", linestyle="--", linewidth=1)
+    axes.axhline(load.limit_ms, color="grey", linestyle="--", linewidth=1, label=f"limit of 95 %: {load.limit_ms:g} ms")
     axes.set(xlabel="live streams", ylabel="lag of a frame (ms)", yscale="log", title=f"chunks of {load.chunk_ms} ms")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+    axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)
