@@ -5,7 +5,8 @@
 Every run is a process of its own with one thread. Prints of each part the median of its CPU time (seconds that the
 process computed, so that others steal none of it; they still empty its caches) and of the largest resident memory until
 its end. With --against the code of a Git revision loads the same model, the two in turn, and ratios are medians over
-the pairs. The first line are the imports of the packages that this one stands on, which no revision changes.
+the pairs; it must be a revision that can read the model folder. The first line are the imports of the packages that
+this one stands on, which no revision changes.
 """
 
 import argparse
@@ -74,7 +75,9 @@ def run(place: Path, model: str) -> Costs:
     shipped = os.environ.get("ASR_MODELS") or str(HERE / "models")
     environment = {**os.environ, "PYTHONPATH": str(place), "ASR_MODELS": shipped, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(Path(__file__).resolve()), "--child", "--model", model]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"the package in {place} could not load {model}: {done.stderr.strip().splitlines()[-1]}")
     found: Costs = {name: (seconds, peak) for name, (seconds, peak) in json.loads(done.stdout).items()}
     return found
 
