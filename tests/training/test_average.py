@@ -27,7 +27,7 @@ def test_the_mean_of_two_models_is_a_model(two: list[str], tmp_path: Path) -> No
         expected = 0.25 * first[name].float() + 0.75 * second[name].float()
         np.testing.assert_allclose(value.float(), expected, rtol=1e-3, atol=1e-3, err_msg=name)  # fp16
         assert torch.isfinite(value).all()
-    assert Recognizer.load(out).transcribe(babble(1.0)) is not None
+    assert Recognizer.load(out).transcribe(babble(1.0), sample_rate=16_000).duration == pytest.approx(1.0, abs=0.01)
 
 
 def test_it_loses_nothing(two: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
