@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import shutil
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from benchmark_scripts import load_script
 
 from asr.config import to_dict
 from asr.errors import ConfigError, UsageError
@@ -53,12 +52,7 @@ nothing_like_it = 0.2
 
 @pytest.fixture(scope="module")
 def experiments() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("experiments", ROOT / "benchmarks" / "experiments.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["experiments"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("experiments")
 
 
 @pytest.fixture

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from benchmark_scripts import load_script
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
 def loading() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("loading", ROOT / "benchmarks" / "loading.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["loading"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("loading")
 
 
 def test_a_part_is_measured_without_the_parts_in_it(loading: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

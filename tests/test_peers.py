@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -10,24 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benchmark_scripts import load_script
 
 from asr import Recognizer
 from asr.audio import load_audio
 from asr.errors import UsageError
 from asr.training import metrics
 
-PATH = Path(__file__).resolve().parents[1] / "benchmarks" / "peers.py"
 CLIPS = Path(__file__).parent / "clips"
 
 
 @pytest.fixture(scope="module")
 def peers() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("peers", PATH)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["peers"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("peers")
 
 
 @pytest.fixture

@@ -177,8 +177,9 @@ class Trainer:
         with self.autocast():
             out, steps, state = self.model(frames, lengths, carry, lookahead)
         losses = {}
+        first = self.config.heads[0]
         for name, log_probs in out.items():
-            head = self.config.heads[0] if name == "intermediate" else name
+            head = first if name == "intermediate" else name
             lengths = batch.target_lengths[head]
             loss = F.ctc_loss(
                 log_probs.float().transpose(0, 1),
@@ -189,17 +190,16 @@ class Trainer:
                 zero_infinity=True,
             )
             losses[name] = loss / max(1, int(lengths.sum()))
+        lengths = batch.target_lengths[first]
+        units = max(1, int(lengths.sum()))
         if self.denominator is not None:
-            first = self.config.heads[0]
-            lengths = batch.target_lengths[first]
             rest = self.denominator(out[first], steps).sum() - self.denominator.log_prior(batch.targets[first], lengths)
-            losses["crf"] = losses[first] + rest / max(1, int(lengths.sum()))
+            losses["crf"] = losses[first] + rest / units
         if self.word_errors is not None:
             words = sum(len(text.split()) for text in batch.texts)
-            losses["word_errors"] = self.word_errors(out[self.config.heads[0]], steps, batch.texts) / max(1, words)
+            losses["word_errors"] = self.word_errors(out[first], steps, batch.texts) / max(1, words)
         if self.config.consistency:
-            first = self.config.heads[0]
-            losses["consistency"] = consistency_loss(out[first], steps) / max(1, int(batch.target_lengths[first].sum()))
+            losses["consistency"] = consistency_loss(out[first], steps) / units
         return losses, state
 
     def autocast(self) -> torch.autocast:

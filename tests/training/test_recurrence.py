@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from benchmark_scripts import load_script
 
 from asr.model import AcousticModel, ModelConfig, RecurrentLayer
 
-PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "recurrence.py"
 BASE = ModelConfig({"phones": 7}, mels=8, channels=2, hidden=32, layers=2, lookahead=(0, 2), dropout=0.0)
 
 
 @pytest.fixture(scope="module")
 def recurrence() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("recurrence", PATH)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["recurrence"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("recurrence")
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn", "bidirectional"])
