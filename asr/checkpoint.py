@@ -319,18 +319,24 @@ def save_int8(folder: ModelFolder, path: Path) -> None:
     """Write a copy of a model folder, all its settings included, whose matrices are integers of 8 bits
     (:mod:`asr.int8`): half the bytes. Every command loads it as any other; it is another model to states of streams.
     Raises ModelError where ``path`` exists."""
+    from asr import int8
+
+    tensors = folder._tensors(lambda name: not name.startswith("intermediate."))
+    copy_folder(folder, path, int8.write_tensors(tensors))
+
+
+def copy_folder(folder: ModelFolder, path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a copy of a model folder, all its settings and notes included, that holds other weights: ``tensors`` as the
+    file has them. Raises ModelError where ``path`` exists."""
     import shutil
 
     from safetensors.torch import save_file
-
-    from asr import int8
 
     if path.exists():
         raise ModelError(f"{path} exists already: give a folder that is to be made")
     config = read_config(folder.path)
     path.mkdir(parents=True)
-    tensors = folder._tensors(lambda name: not name.startswith("intermediate."))
-    save_file({name: t.contiguous() for name, t in int8.write_tensors(tensors).items()}, path / WEIGHTS)
+    save_file({name: t.contiguous() for name, t in tensors.items()}, path / WEIGHTS)
     notes = [file.name for pattern in ("*.md", "LICENSE*") for file in folder.path.glob(pattern)]
     for name in (*config.files, *notes):
         if name != WEIGHTS:

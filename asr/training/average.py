@@ -10,29 +10,26 @@ result anew.
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
 
-from asr.checkpoint import WEIGHTS, find_model, read_config, update_config
+from asr.checkpoint import WEIGHTS, copy_folder, find_model
 from asr.errors import AsrError, UsageError
 
 
 def average(models: Sequence[str | Path], weights: Sequence[float], out: Path) -> None:
     """Write the model folder ``out``, which must not exist. ``weights`` are divided by their sum.
 
-    Raises UsageError for models of different shape or units and of 8 bits, for weights that do not fit them, and where
-    ``out`` exists.
+    Raises UsageError for models of different shape or units and of 8 bits, and for weights that do not fit them;
+    ModelError where ``out`` exists.
     """
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     if len(models) < 2 or len(weights) != len(models) or min(weights) < 0 or sum(weights) <= 0:
         raise UsageError("give at least two models, and a weight for each: none negative, not all zero")
-    if out.exists():
-        raise UsageError(f"{out} exists: choose another folder")
     folders = [find_model(model) for model in models]
     last = folders[-1]
     loaded = [load_file(folder.path / WEIGHTS) for folder in folders]
@@ -50,10 +47,8 @@ def average(models: Sequence[str | Path], weights: Sequence[float], out: Path) -
     for name, tensor in loaded[-1].items():
         total = sum((t[name].double() * share for t, share in zip(loaded, shares, strict=True)), tensor.double() * 0)
         mean[name] = total.to(tensor.dtype)
-    shutil.copytree(last.path, out)
-    save_file(mean, out / WEIGHTS)
+    copy_folder(last, out, mean)
     (out / WEIGHTS).chmod(0o644)
-    update_config(out, read_config(out))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
