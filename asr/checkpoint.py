@@ -129,6 +129,10 @@ class ModelFolder:
         files = [self.config.files.get(name, "") for name in (WEIGHTS, UNITS, LEXICON, LANGUAGE_MODEL)]
         if self.setting:
             files.append(str(self.config.model.lookahead))
+        shape = self.config.model
+        if shape.running_mean:  # no part of the weights
+            mean = shape.running_mean_s, shape.running_mean_memory_s, shape.running_mean_loudness
+            files.append(str((shape.running_mean, *mean)))
         return hashlib.sha256(" ".join(files).encode()).hexdigest()[:16]
 
     @property

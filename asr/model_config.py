@@ -56,7 +56,8 @@ class ModelConfig:
     them (the nearer taps, or the present step alone); empty: all is used. ``intermediate`` is the recurrent layer (from
     1) after which a training-only copy of the first head sits; 0 means none. ``running_mean``: share of the mean of the
     frames heard so far that is taken from every frame (:mod:`asr.running_mean`), ``running_mean_s``: seconds of audio
-    that the global mean counts for in it, ``running_mean_memory_s``: seconds in which a frame's weight falls to 1/e.
+    that the global mean counts for in it, ``running_mean_memory_s``: seconds in which a frame's weight falls to 1/e,
+    ``running_mean_loudness``: how much more a loud frame counts in it (0: all alike).
     """
 
     heads: dict[str, int]
@@ -74,6 +75,7 @@ class ModelConfig:
     running_mean: float = 0.0
     running_mean_s: float = 3.0
     running_mean_memory_s: float = 30.0
+    running_mean_loudness: float = 1.5
 
     def __post_init__(self) -> None:
         require(len(self.heads) > 0, "model.heads needs at least one head")
@@ -99,6 +101,10 @@ class ModelConfig:
         require(
             FRAME_MS / 1000 <= self.running_mean_memory_s <= 3600,
             f"model.running_mean_memory_s must be {FRAME_MS / 1000} to 3600, got {self.running_mean_memory_s}",
+        )
+        require(
+            0 <= self.running_mean_loudness <= 10,
+            f"model.running_mean_loudness must be 0 to 10, got {self.running_mean_loudness}",
         )
         require(not self.bidirectional or self.hidden % 2 == 0, "model.hidden must be even when bidirectional")
 

@@ -3,7 +3,8 @@
 The mean is that of the frames heard so far, each band by itself. The global mean, which is 0 after normalisation,
 counts as some seconds of audio that never fade, so a stream begins with the global statistics; frames fade with a time
 constant, so a new voice replaces the old one. (Cepstral mean subtraction, Atal 1974, in its recursive form, Viikki and
-Laurila 1998.) What is remembered has one size: the sum of the frames and the number of them, both faded.
+Laurila 1998.) A loud frame counts more than a soft one, so that a voice is followed and the pauses around it hardly are,
+however long they last. What is remembered has one size: the sum of the frames and of what they count, both faded.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from asr.model_config import FRAME_MS, ModelConfig
 __all__ = ["RunningMean", "width"]
 
 _BLOCK = 64  # frames whose sums are one product
+_LOUDEST = 3.0  # deviations above the mean, beyond which no frame counts more
+_LEAST = 1e-3  # what all frames and the global mean count at least, together
 
 
 def width(config: ModelConfig) -> int:
@@ -30,15 +33,17 @@ def width(config: ModelConfig) -> int:
 
 @dataclass(frozen=True)
 class RunningMean:
-    """``x_t - share * s_t / (n_t + prior)`` with ``s_t = decay * s_{t-1} + x_t`` and ``n_t = decay * n_{t-1} + 1``.
+    """``x_t - share * s_t / (n_t + prior)`` with ``s_t = decay * s_{t-1} + w_t * x_t`` and ``n_t = decay * n_{t-1} + w_t``.
 
-    ``share``: from 0 to 1. ``prior``: frames that the global mean counts for. What was ``heard`` is (rows, mels + 1):
+    ``share``: from 0 to 1. ``prior``: frames of average loudness that the global mean counts for. ``loudness``: what a
+    frame counts, w, is exp(loudness * its mean over the bands); 0: all count 1. What was ``heard`` is (rows, mels + 1):
     s and n of the last frame, zeros at first.
     """
 
     share: float
     prior: float
     decay: float
+    loudness: float = 0.0
 
     @staticmethod
     def of(config: ModelConfig) -> RunningMean | None:
@@ -47,7 +52,7 @@ class RunningMean:
             return None
         frame_s = FRAME_MS / 1000
         decay = torch.tensor(math.exp(-frame_s / config.running_mean_memory_s)).item()  # the same in float32 and here
-        return RunningMean(config.running_mean, config.running_mean_s / frame_s, decay)
+        return RunningMean(config.running_mean, config.running_mean_s / frame_s, decay, config.running_mean_loudness)
 
     def step(self, frames: Tensor, sizes: Sequence[int], heard: Tensor) -> tuple[Tensor, Tensor]:
         """``frames``: (rows, mels) in packed order, of which ``sizes`` belong to the first streams each time (the first
@@ -57,7 +62,7 @@ class RunningMean:
         One frame after the other, each by a product and a sum that are rounded as IEEE says: so no cutting of the audio
         and no company changes a bit.
         """
-        sums = F.pad(frames, (0, 1), value=1.0)
+        sums = self._counted(frames)
         for one in sums.split(sizes):
             if len(one) == len(heard):
                 heard = one.add_(heard * self.decay)
@@ -75,23 +80,19 @@ class RunningMean:
         """The frames of :meth:`batch`, all at once, by sums in blocks (for training; the last digits may differ)."""
         rows, n, mels = frames.shape
         count = -(-n // _BLOCK)
-        blocks = F.pad(frames, (0, 0, 0, count * _BLOCK - n)).view(rows, count, _BLOCK, mels)
-        within, fade, frame_counts = self.weights(_BLOCK, frames.device)
+        blocks = F.pad(self._counted(frames), (0, 0, 0, count * _BLOCK - n)).view(rows, count, _BLOCK, mels + 1)
+        within, fade = self.weights(_BLOCK, frames.device)
         with torch.autocast(frames.device.type, enabled=False):
             sums = torch.einsum("ij,bkjm->bkim", within, blocks)
-            before = torch.cat([heard[:, None, :-1], sums[:, :-1, -1]], dim=1)  # what every block adds to the next ones
+            before = torch.cat([heard[:, None], sums[:, :-1, -1]], dim=1)  # what every block adds to the next ones
             carried = torch.einsum("kl,blm->bkm", self._powers(count, _BLOCK, frames.device).tril(), before)
             sums = (sums + fade[:, None] * carried[:, :, None]).flatten(1, 2)[:, :n]
-            fade, frame_counts = self._fade(n, frames.device)
-            return self._less(frames, sums, (heard[:, -1:] * fade + frame_counts)[..., None])
+            return self._less(frames, sums[..., :-1], sums[..., -1:])
 
-    def chunk(
-        self, frames: Tensor, heard: Tensor, within: Tensor, fade: Tensor, counts: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def chunk(self, frames: Tensor, heard: Tensor, within: Tensor, fade: Tensor) -> tuple[Tensor, Tensor]:
         """As :meth:`batch`, by products with the :meth:`weights` of so many frames, for graphs of constant shape."""
-        sums = within @ frames + fade[:, None] * heard[:, None, :-1]
-        counts = (heard[:, -1:] * fade + counts)[..., None]
-        return self._less(frames, sums, counts), torch.cat([sums[:, -1], counts[:, -1]], dim=1)
+        sums = within @ self._counted(frames) + fade[:, None] * heard[:, None]
+        return self._less(frames, sums[..., :-1], sums[..., -1:]), sums[:, -1]
 
     def after(self, frames: Tensor, lengths: Tensor, heard: Tensor) -> Tensor:
         """What was heard at the end of every row of (rows, n, mels), of which ``lengths`` (rows,) frames stand for
@@ -99,24 +100,27 @@ class RunningMean:
         ago = lengths[:, None] - 1 - torch.arange(frames.shape[1], device=frames.device)
         weights = torch.where(ago >= 0, self.decay ** ago.clamp_min(0).float(), 0.0)
         with torch.autocast(frames.device.type, enabled=False):
-            sums = torch.einsum("bt,btm->bm", weights, frames)
-        new = torch.cat([sums, weights.sum(1, keepdim=True)], dim=1)
+            new = torch.einsum("bt,btm->bm", weights, self._counted(frames))
         return new + heard * self.decay ** lengths[:, None].float()
 
-    def weights(self, n: int, device: torch.device | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Of ``n`` frames: the matrix (n, n) by which they become their faded sums, (n,) by how much what came before
-        them has faded, and (n,) their faded counts."""
-        return self._powers(n, 1, device).tril(), *self._fade(n, device)
+    def weights(self, n: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+        """Of ``n`` frames: the matrix (n, n) by which they become their faded sums, and (n,) by how much what came
+        before them has faded."""
+        fade = self.decay ** torch.arange(1, n + 1, dtype=torch.float64, device=device)
+        return self._powers(n, 1, device).tril(), fade.float()
+
+    def _counted(self, frames: Tensor) -> Tensor:
+        """(..., mels) times what each frame counts, and that: (..., mels + 1)."""
+        if not self.loudness:
+            return F.pad(frames, (0, 1), value=1.0)
+        counts = (frames.mean(-1, keepdim=True).clamp_max(_LOUDEST) * self.loudness).exp()
+        return torch.cat([frames * counts, counts], dim=-1)
 
     def _less(self, frames: Tensor, sums: Tensor, counts: Tensor) -> Tensor:
-        """No frame counts less than one."""
-        return frames - sums * (self.share / (counts + self.prior).clamp_min(1.0))
+        """Where nothing counts yet, nothing is taken off."""
+        return frames - sums * (self.share / (counts + self.prior).clamp_min(_LEAST))
 
     def _powers(self, n: int, distance: int, device: torch.device | None) -> Tensor:
         """(n, n): how much ``distance`` times row less column frames fade."""
         place = torch.arange(n, dtype=torch.float64, device=device)
         return (self.decay ** (distance * (place[:, None] - place).clamp_min(0))).float()
-
-    def _fade(self, n: int, device: torch.device | None) -> tuple[Tensor, Tensor]:
-        fade = self.decay ** torch.arange(1, n + 1, dtype=torch.float64, device=device)
-        return fade.float(), ((1 - fade) / (1 - self.decay)).float()

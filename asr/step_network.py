@@ -25,7 +25,7 @@ from asr.running_mean import width
 
 __all__ = ["StepNetwork", "TensorSpec"]
 
-_WEIGHTS = ("within", "fade", "counts")  # buffers of the running mean
+_WEIGHTS = ("within", "fade")  # buffers of the running mean
 
 
 @dataclass(frozen=True)

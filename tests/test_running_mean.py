@@ -30,6 +30,7 @@ def by_definition(mean: RunningMean, frames: Tensor) -> NDArray[np.float64]:
     x, out = frames.double().numpy(), []
     for t in range(len(x)):
         weights = np.array([mean.decay ** (t - i) for i in range(t + 1)])
+        weights *= np.exp(mean.loudness * np.minimum(x[: t + 1].mean(1), 3.0))
         out.append(x[t] - mean.share * (weights[:, None] * x[: t + 1]).sum(0) / (weights.sum() + mean.prior))
     return np.array(out)
 
@@ -48,7 +49,7 @@ def nothing(rows: int = 1) -> Tensor:
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"running_mean_memory_s": 30.0, "running_mean_s": 3.0}, {"running_mean": 1.0, "running_mean_s": 0.0}],
+    [{}, {"running_mean_loudness": 0.0}, {"running_mean_loudness": 4.0}, {"running_mean_memory_s": 30.0, "running_mean_s": 3.0}, {"running_mean": 1.0, "running_mean_s": 0.0}],
 )
 def test_all_forms_compute_the_definition(settings: dict[str, Any]) -> None:
     mean, frames = running(**settings), sound()
@@ -122,7 +123,7 @@ def test_a_constant_colour_goes_and_a_new_one_replaces_it() -> None:
 
 def test_an_hour_does_not_move_it() -> None:
     """The sums have a bound, so that late frames are as exact as early ones."""
-    mean, frames = running(running_mean_memory_s=30.0), sound(3000) + 3
+    mean, frames = running(running_mean_memory_s=30.0, running_mean_loudness=0.0), sound(3000) + 3
     _, state = mean.batch(frames[None], nothing())
     late = state
     for _ in range(59):

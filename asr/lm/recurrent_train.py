@@ -26,6 +26,7 @@ from asr.errors import LanguageModelError
 from asr.lm.build import TextFile
 from asr.lm.recurrent import BOUNDARY, RecurrentConfig, RecurrentModel, save
 from asr.lm.text import Normalizer
+from asr.training.muon import Muon, matrices_of
 from asr.vocabulary import BpeVocabulary
 
 BLOCK = 200  # lines that stay together
@@ -46,10 +47,13 @@ class TrainOptions:
     window: int = 48
     rate: float = 3e-3
     dropout: float = 0.1
+    normalise: float = 0.05
     hold: int = 200
     seed: int = 1
     threads: int = 1
     report_s: float = 30.0
+    save_s: float = 300.0
+    save: Path | None = None
 
 
 class Network(nn.Module):
@@ -139,13 +143,14 @@ def windows(mixture: Mixture, rows: int, window: int, seed: int) -> Iterator[NDA
 
 
 def train(
-    texts: Sequence[Sequence[str]], shares: Sequence[float], config: RecurrentConfig, options: TrainOptions
+    texts: Sequence[Sequence[str]], shares: Sequence[float], config: RecurrentConfig, options: TrainOptions,
+    pieces: BpeVocabulary | None = None,
 ) -> RecurrentModel:
-    """A model of normalised lines. ``shares``: of the texts. Progress goes to standard error."""
+    """A model of normalised lines. ``shares``: of the texts; ``pieces``: if not learned from them. Progress goes to standard error."""
     torch.manual_seed(options.seed)
     torch.set_num_threads(options.threads)
     rng = np.random.default_rng(options.seed)
-    pieces = learn_pieces(texts, options.pieces)
+    pieces = pieces or learn_pieces(texts, options.pieces)
     blocks = [cut(text, pieces, rng) for text in texts]
     held = [b[options.hold // 2 :: options.hold] for b in blocks]
     kept = [tuple(x for i, x in enumerate(b) if i % options.hold != options.hold // 2) for b in blocks]
@@ -156,9 +161,10 @@ def train(
         f"{words} words, {len(pieces)} pieces, {per_word:.2f} pieces a word, {steps} steps", file=sys.stderr, flush=True
     )
     network = Network(config, len(pieces), options.dropout)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=options.rate, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, steps))
-    state, began, shown, losses = None, time.monotonic(), time.monotonic(), []
+    optimizers = optimizers_of(network, options.rate)
+    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: rate_at(step, steps)) for o in optimizers]
+    state, losses = None, []
+    began = shown = saved = time.monotonic()
     network.train()
     for step, batch in zip(range(steps), windows(Mixture(tuple(kept), tuple(shares)), options.rows, options.window,
                                                  options.seed), strict=False):  # fmt: skip
@@ -166,22 +172,43 @@ def train(
         with torch.autocast("cpu", torch.bfloat16):
             logits, state = network(ids[:, :-1], state)
         state = (state[0].detach(), state[1].detach())
-        loss = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
-        optimizer.zero_grad()
-        loss.backward()
+        loss, unnormalised = losses_of(logits.float().flatten(0, 1), ids[:, 1:].flatten())
+        network.zero_grad()
+        (loss + options.normalise * unnormalised).backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+        losses.append((loss.item(), unnormalised.item()))
         if time.monotonic() - shown > options.report_s or step == steps - 1:
             shown = time.monotonic()
-            speed = f"loss {np.mean(losses[-200:]):.3f} {(shown - began) / (step + 1):.3f} s a step"
+            mean = np.mean(losses[-200:], axis=0)
+            speed = f"loss {mean[0]:.3f} normaliser {mean[1] ** 0.5:.2f} {(shown - began) / (step + 1):.3f} s a step"
             print(f"step {step + 1}/{steps} {speed}", file=sys.stderr, flush=True)
+            if options.save and shown - saved > options.save_s:
+                saved = shown
+                save(exported(network, config, pieces), options.save)
     model = exported(network, config, pieces)
     for k, part in enumerate(held):
         if part:
             print(f"held-out part of text {k + 1}: {perplexity(model, part):.1f} a piece", file=sys.stderr)
     return model
+
+
+def losses_of(logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross entropy, and the mean square of the logarithm by which the network's numbers miss to be probabilities
+    (J. Devlin et al. 2014, "Fast and robust neural network joint models", ACL): small, and nobody needs to sum them."""
+    normaliser = logits.logsumexp(1)
+    chosen = logits.gather(1, wanted[:, None])[:, 0]
+    return (normaliser - chosen).mean(), normaliser.square().mean()
+
+
+def optimizers_of(network: Network, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices between the table and its second use, AdamW for all else."""
+    groups = matrices_of(network)
+    matrices = {id(p) for group in groups for p in group["params"]}
+    rest = [p for p in network.parameters() if id(p) not in matrices]
+    return [Muon(groups, lr=rate, weight_decay=0.01), torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)]
 
 
 def rate_at(step: int, steps: int) -> float:
