@@ -9,6 +9,7 @@
         lexicon.lex           words and pronunciations
         g2p.bin               grapheme-to-phoneme model for words outside the lexicon (optional)
         words.lm              word n-gram language model (optional)
+        recurrent.lm          recurrent language model, which the search asks about likely words, too (optional)
         tagger.safetensors    case and punctuation of readable text (optional)
         MODEL_CARD.md         data, licences, command, figures
 """
@@ -40,16 +41,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from asr.lm import NgramModel
+    from asr.lm.recurrent import RecurrentModel
     from asr.model import AcousticModel
 
 FORMAT = 1
-CONFIG, WEIGHTS, UNITS, LEXICON, G2P, LANGUAGE_MODEL, TAGGER = (
+CONFIG, WEIGHTS, UNITS, LEXICON, G2P, LANGUAGE_MODEL, RECURRENT, TAGGER = (
     "config.json",
     "acoustic.safetensors",
     "units.json",
     "lexicon.lex",
     "g2p.bin",
     "words.lm",
+    "recurrent.lm",
     "tagger.safetensors",
 )
 SETTING_MARK = ":"
@@ -127,6 +130,8 @@ class ModelFolder:
         """What tells this model from any other; a stream's state, which holds places in the network, the lexicon and
         the language model, belongs to one."""
         files = [self.config.files.get(name, "") for name in (WEIGHTS, UNITS, LEXICON, LANGUAGE_MODEL)]
+        if RECURRENT in self.config.files:
+            files.append(self.config.files[RECURRENT])
         if self.setting:
             files.append(str(self.config.model.lookahead))
         shape = self.config.model
@@ -147,6 +152,14 @@ class ModelFolder:
         from asr import lm
 
         return lm.load(self.language_model) if self.language_model else None
+
+    def load_recurrent(self) -> RecurrentModel | None:
+        """The recurrent language model, or None where there is none. Raises LanguageModelError for a broken file."""
+        if RECURRENT not in self.config.files:
+            return None
+        from asr.lm import recurrent
+
+        return recurrent.load(self.path / RECURRENT)
 
     def with_language_model(self, path: str | PathLike[str]) -> ModelFolder:
         """The same model with another language model than its own: a file of any format that :func:`asr.lm.load`
@@ -350,7 +363,7 @@ def copy_folder(folder: ModelFolder, path: Path, tensors: Mapping[str, Tensor]) 
 
 def update_config(path: Path, config: FolderConfig) -> None:
     """Write ``config.json`` with fresh digests of the files that are there."""
-    names = [n for n in (WEIGHTS, UNITS, LEXICON, G2P, LANGUAGE_MODEL, TAGGER) if (path / n).is_file()]
+    names = [n for n in (WEIGHTS, UNITS, LEXICON, G2P, LANGUAGE_MODEL, RECURRENT, TAGGER) if (path / n).is_file()]
     config = dataclasses.replace(config, files={name: _digest(path / name) for name in names})
     temporary = path / (CONFIG + ".tmp")
     temporary.write_text(json.dumps(to_dict(config), indent=1) + "\n", encoding="utf-8")

@@ -226,6 +226,21 @@ _IntegerProduct.small = _HalfProduct
 _KINDS: dict[str, type[Product]] = {"fp16": _HalfProduct, "bf16": _BfloatProduct, "int8": _IntegerProduct}
 
 
+def product(weight: Tensor, bias: Tensor | None, precision: str) -> Product:
+    """``x W^T + bias`` in a precision if this machine has its kernels, else as it is."""
+    return _KINDS[precision](weight, bias) if supports(precision) else _PlainProduct(weight, bias)
+
+
+class _PlainProduct(Product):
+    """Single precision, by torch's own kernels: a row's last digits may depend on the rows beside it."""
+
+    def _pack(self, weight: Tensor) -> Any:
+        return weight
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.packed, self.bias)
+
+
 class _PackedFrontEnd(FrontEnd):
     """The convolutions as products with patches, channels last."""
 

@@ -87,7 +87,8 @@ class Recognizer:
                 return GreedySearch(vocabulary)
             return PrefixSearch(vocabulary, folder.load_language_model(), config, priors)
         try:
-            return BeamSearch(vocabulary, lexicon, folder.load_language_model(), config, priors)
+            second = folder.load_recurrent() if config.second_share else None
+            return BeamSearch(vocabulary, lexicon, folder.load_language_model(), config, priors, second=second)
         except LexiconError as error:
             raise ModelError(f"{folder.path / LEXICON} does not fit {UNITS}: {error}") from None
 
@@ -476,12 +477,16 @@ class Stream:
         frames, s.features = r.features.step(torch.from_numpy(samples)[None].to(r.device), s.features)
         return frames[0]
 
-    def _begin_segment(self) -> None:
-        """A new search with the options that hold now."""
-        s = self.state
+    def _begin_segment(self, words: Sequence[str] = ()) -> None:
+        """A new search with the options that hold now, after a segment with these ``words``."""
+        s, search = self.state, self.recognizer.search
         s.segment_options, self._segment_hot = s.options, self._hot
         self._endpointer = Endpointer(s.options.endpoint)
-        s.search = self.recognizer.search.begin(self._hot, 1.0 if s.options.lm else 0.0, s.options.alternatives > 0)
+        options = self._hot, 1.0 if s.options.lm else 0.0, s.options.alternatives > 0
+        if isinstance(search, BeamSearch):
+            s.search = search.begin(*options, search.said(s.search, words))
+        else:
+            s.search = search.begin(*options)
         s.endpoint = EndpointState()
 
     def _next_piece(self, emissions: Emissions) -> tuple[Cut, Emissions]:
@@ -529,7 +534,7 @@ class Stream:
             Alternative(o.text, w, j.whole) for o, w, j in zip(given[1:], more, judged[1:], strict=True)
         )
         start, held = s.segment_start, search.array(len(r.search.vocabulary))
-        self._begin_segment()
+        self._begin_segment([word.text for word in best.words])
         if rest < steps:  # the word under the cut, for the next segment
             s.segment_start = start + rest
             s.search = r.search.step(held[rest - steps :], s.search)

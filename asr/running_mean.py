@@ -3,7 +3,7 @@
 The mean is that of the frames heard so far, each band by itself. The global mean, which is 0 after normalisation,
 counts as some seconds of audio that never fade, so a stream begins with the global statistics; frames fade with a time
 constant, so a new voice replaces the old one. (Cepstral mean subtraction, Atal 1974, in its recursive form, Viikki and
-Laurila 1998.) A loud frame counts more than a soft one, so that a voice is followed and the pauses around it hardly are,
+Laurila 1998.) A loud frame counts more than a soft one, so that a voice is followed and the pauses around it hardly,
 however long they last. What is remembered has one size: the sum of the frames and of what they count, both faded.
 """
 
@@ -33,7 +33,7 @@ def width(config: ModelConfig) -> int:
 
 @dataclass(frozen=True)
 class RunningMean:
-    """``x_t - share * s_t / (n_t + prior)`` with ``s_t = decay * s_{t-1} + w_t * x_t`` and ``n_t = decay * n_{t-1} + w_t``.
+    """``x_t - share * s_t / (n_t + prior)``, ``s_t = decay * s_{t-1} + w_t * x_t`` and ``n_t = decay * n_{t-1} + w_t``.
 
     ``share``: from 0 to 1. ``prior``: frames of average loudness that the global mean counts for. ``loudness``: what a
     frame counts, w, is exp(loudness * its mean over the bands); 0: all count 1. What was ``heard`` is (rows, mels + 1):

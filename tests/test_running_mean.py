@@ -49,7 +49,13 @@ def nothing(rows: int = 1) -> Tensor:
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"running_mean_loudness": 0.0}, {"running_mean_loudness": 4.0}, {"running_mean_memory_s": 30.0, "running_mean_s": 3.0}, {"running_mean": 1.0, "running_mean_s": 0.0}],
+    [
+        {},
+        {"running_mean_loudness": 0.0},
+        {"running_mean_loudness": 4.0},
+        {"running_mean_memory_s": 30.0, "running_mean_s": 3.0},
+        {"running_mean": 1.0, "running_mean_s": 0.0},
+    ],
 )
 def test_all_forms_compute_the_definition(settings: dict[str, Any]) -> None:
     mean, frames = running(**settings), sound()

@@ -41,9 +41,12 @@ from asr.decoding.lockstep import (
     first_state,
     fits,
     record,
+    said_then,
+    sooner,
     sum_texts,
     within,
 )
+from asr.decoding.rescorer import Asked, Rescorer
 from asr.decoding.scorer import NoScorer, Scorer
 from asr.decoding.search_config import SearchConfig
 from asr.decoding.search_state import (
@@ -63,11 +66,13 @@ from asr.decoding.search_state import (
     UNIT,
     WORD,
     SearchState,
+    Text,
 )
 from asr.decoding.trie import ROOT, build, ranges
 from asr.errors import LexiconError, StateError
 from asr.lexicon import Lexicon
 from asr.lm.model import NgramModel
+from asr.lm.recurrent import RecurrentModel
 from asr.text import normalize
 from asr.vocabulary import BLANK, PhoneVocabulary, Vocabulary
 
@@ -88,7 +93,9 @@ class BeamSearch(Lockstep[_Row]):
     """``begin / step / best / end`` over the emissions of one head. Immutable; shared by all streams of a recogniser.
 
     ``log_priors``: (units,) log-probabilities of the units, or None. ``recombine``: of hypotheses with the same future,
-    keep the best only. Raises LexiconError for a lexicon without words, or with one that the units cannot spell.
+    keep the best only. ``second``: a recurrent language model that gets a share of the weight, see
+    :mod:`asr.decoding.rescorer`. Raises LexiconError for a lexicon without
+    words, or with one that the units cannot spell.
     """
 
     def __init__(
@@ -99,6 +106,7 @@ class BeamSearch(Lockstep[_Row]):
         config: SearchConfig | None = None,
         log_priors: Emissions | None = None,
         recombine: bool = True,
+        second: RecurrentModel | None = None,
     ) -> None:
         config = config or SearchConfig()
         shift = np.zeros(len(vocabulary)) if log_priors is None else config.prior_weight * log_priors
@@ -112,6 +120,9 @@ class BeamSearch(Lockstep[_Row]):
         unigrams = self.scorer.unigrams()
         self.trie = build(*self._spellings(), unigrams)
         self.log_unigrams = unigrams
+        self._rescorer = None
+        if second and language_model and config.second_share:
+            self._rescorer = Rescorer(second, self._name)
         self._root_child = np.zeros(len(vocabulary), dtype=np.int64)
         below = np.arange(self.trie.first_child[ROOT], self.trie.first_child[ROOT] + self.trie.children[ROOT])
         self._root_child[self.trie.unit[below]] = below
@@ -150,11 +161,24 @@ class BeamSearch(Lockstep[_Row]):
 
     # -- one stream --------------------------------------------------------------------------------------------------
 
-    def begin(self, hot: HotWords | None = None, lm_scale: float = 1.0, remember: bool = False) -> SearchState:
+    def begin(
+        self, hot: HotWords | None = None, lm_scale: float = 1.0, remember: bool = False, said: Text | None = None
+    ) -> SearchState:
         """State of a new segment. ``hot``: the session's hot words; ``lm_scale`` multiplies the language model's weight
-        (0: none); ``remember`` what recombination leaves behind, for :meth:`alternatives`."""
+        (0: none); ``remember`` what recombination leaves behind, for :meth:`alternatives`; ``said``: see
+        :meth:`said`."""
         ints, scores, hashes = first_state(self.scorer.begin)
-        return SearchState(ints, scores, hashes, hot=hot, lm_scale=lm_scale, remembers=remember and self._recombine)
+        state = SearchState(ints, scores, hashes, hot=hot, lm_scale=lm_scale, remembers=remember and self._recombine)
+        if self._rescorer:
+            state.texts[state.root] = said or self._rescorer.begin()
+        return state
+
+    def said(self, state: SearchState, words: Sequence[str]) -> Text | None:
+        """What a recurrent language model remembers for the next segment, when this one has these ``words``."""
+        if not self._rescorer:
+            return None
+        ends = bool(words) and self.looks_final(state)
+        return self._rescorer.said(state.texts[state.root], words[len(state.committed) :], ends)
 
     def stable(self, state: SearchState) -> int:
         """How many of the first words of :meth:`best` will not change any more: they are agreed upon."""
@@ -178,6 +202,7 @@ class BeamSearch(Lockstep[_Row]):
             within(columns[NODE], 0, len(self.trie) + (len(hot.tree) if hot else 0)),
             within(columns[HOT], 0, len(hot.given) if hot else 1),
             all(0 <= w < words or w in known for w in said.tolist()),
+            self._rescorer.fits(state) if self._rescorer else not state.texts,
         ]
         if not all(right):
             raise StateError("the state is broken or of another model: its search does not fit this one")
@@ -299,6 +324,8 @@ class BeamSearch(Lockstep[_Row]):
         log_prob, context = self.scorer.score(columns[CONTEXT].take(source), word)
         worth = score.take(ended) + about.lm_weight.take(row.take(source)) * log_prob
         worth += self.config.word_score - _TIE * word
+        if self._rescorer:
+            worth += self._second(worth - least.take(source), source, word, log_prob, beams, about)
         hot = columns[HOT].take(source)
         if about.overlay:
             hot, gain = about.overlay.advance(row.take(source), hot, word)
@@ -325,8 +352,39 @@ class BeamSearch(Lockstep[_Row]):
         scores[IN_UNIT, middle], scores[IN_UNIT, ends] = (score + new_look).take(on), worth.take(good)
         scores[LOOK, :n_stay], scores[LOOK, middle], scores[LOOK, ends] = look.take(stays), new_look.take(on), 0.0
         total = np.concatenate([stay.take(stays), scores[IN_UNIT, n_stay:]])
-        hashes[ends] = hashes[ends] * MIX[0] + (word.astype(np.uint64) + np.uint64(1)) * MIX[1]
+        hashes[ends] = said_then(hashes[ends], word)
         return self._prune(merged, scores, total, hashes, about.states)
+
+    def _second(self, above: Floats, source: Ints, word: Ints, first: Floats, beams: Beams, about: _Row) -> Floats:
+        """(words,) what the recurrent language model adds to the scores of hypotheses that complete a ``word``: 0 where
+        these are not near the best one. ``above``: (words,) nats above what is cut off; ``first``: (words,) log10
+        probability of the n-gram model."""
+        assert self._rescorer
+        row, added = beams.ints[:, ROW].take(source), np.zeros(len(source))
+        weight = about.lm_weight.take(row)
+        near = ((above > self.config.threshold - self.config.second_margin) & (weight > 0)).nonzero()[0]
+        if not len(near):
+            return added
+        hypothesis, word, share = source.take(near), word.take(near), self.config.second_share
+        before = beams.hashes.take(hypothesis)
+        of = (row.take(near), said_then(before, word), before, beams.ints[:, HISTORY].take(hypothesis), word)
+        asked = [Asked(about.states[r], *rest) for r, *rest in zip(*(a.tolist() for a in of), strict=True)]
+        ratio = 10.0 ** (self._rescorer.judge(asked, len(self.words)) - first.take(near))
+        added[near] = weight.take(near) * np.log10(1 - share + share * ratio)
+        return added
+
+    def _commit(self, beams: Beams, state: SearchState, r: int, long_ago: int) -> Beams:
+        """See :meth:`Lockstep._commit`. The recurrent language model forgets what no hypothesis has said any more."""
+        if not self._rescorer:
+            return super()._commit(beams, state, r, long_ago)
+        history = state.history
+        old = sooner(history, int(beams.ints[beams.starts[r], HISTORY]), long_ago)
+        if old:
+            self._rescorer.text(state, old[-1], len(self.words))  # the root from now on
+            state.root = int(history.hashes[old[-1]])
+        beams, texts = super()._commit(beams, state, r, long_ago), state.texts
+        state.texts = {key: texts[key] for key in (state.root, *state.history.hashes.tolist()) if key in texts}
+        return beams
 
     def _children(
         self, node: NDArray[np.int32], row: NDArray[np.int32], about: _Row, likely: Floats

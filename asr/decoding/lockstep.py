@@ -38,6 +38,7 @@ from asr.decoding.search_state import (
     WORD,
     Arcs,
     Block,
+    History,
     SearchState,
 )
 from asr.model_config import STEP_MS
@@ -218,7 +219,7 @@ class Lockstep(ABC, Generic[About]):
             for r in range(active):
                 states[r].frames += 1
                 if states[r].frames % COMMIT_EVERY == 0:
-                    beams = _commit(beams, states[r], r, int(now[r]) - self.commit_steps)
+                    beams = self._commit(beams, states[r], r, int(now[r]) - self.commit_steps)
         _retire(beams, states, 0)
 
     def _agree(self, beams: Beams, states: Sequence[SearchState]) -> Beams:
@@ -270,6 +271,10 @@ class Lockstep(ABC, Generic[About]):
         if self.config.commit == 1:
             return np.ones(len(behind), dtype=np.int64)
         return (np.exp(-behind) * 2.0**40).astype(np.int64)
+
+    def _commit(self, beams: Beams, state: SearchState, r: int, long_ago: int) -> Beams:
+        """See :func:`_commit`."""
+        return _commit(beams, state, r, long_ago)
 
     # -- parts of a frame --------------------------------------------------------------------------------------------
 
@@ -456,6 +461,16 @@ def _retire(beams: Beams, states: list[SearchState], active: int) -> Beams:
     return Beams(beams.ints[:stop], beams.scores[:stop], beams.hashes[:stop], beams.starts[:active])
 
 
+def said_then(hashes: Hashes, words: Ints) -> Hashes:
+    """(n,) hashes of texts and another word each."""
+    return hashes * MIX[0] + (words.astype(np.uint64) + np.uint64(1)) * MIX[1]
+
+
+def sooner(history: History, entry: int, step: int) -> list[int]:
+    """The first words up to an entry of the history, those that end before a step."""
+    return list(takewhile(lambda one: history.data[one, ENDS] < step, history.chain(entry)))
+
+
 def _commit(beams: Beams, state: SearchState, r: int, long_ago: int) -> Beams:
     """What the best hypothesis of row ``r`` said before step ``long_ago`` becomes final: those that disagree end."""
     starts = beams.starts
@@ -463,8 +478,7 @@ def _commit(beams: Beams, state: SearchState, r: int, long_ago: int) -> Beams:
     history, entries = state.history, beams.ints[begin:stop, HISTORY]
     if not history.size:
         return beams
-    chain = history.chain(int(entries[0]))
-    old = list(takewhile(lambda entry: history.data[entry, ENDS] < long_ago, chain))
+    old = sooner(history, int(entries[0]), long_ago)
     keep = np.ones(len(entries), dtype=bool)
     if old:
         there = history.at_depth(entries, len(old) - 1)

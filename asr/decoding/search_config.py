@@ -15,7 +15,8 @@ class SearchConfig:
     per word, and ``prior_weight`` times the log prior of a unit is subtracted from its emission. ``blank_skip``: a step
     whose blank is likelier than this is left out when the step before it was such a step too (0.999: surely blank; 1:
     never). ``commit``: the next word is stable once hypotheses with this share of the probability have it, and the
-    others end (1: once all have it).
+    others end (1: once all have it). ``second_share``: what a recurrent language model counts for in the probability
+    of a word, where there is one; it judges words of hypotheses at most ``second_margin`` nats behind the best.
     """
 
     beam: int = 150
@@ -26,6 +27,8 @@ class SearchConfig:
     prior_weight: float = 0.0
     blank_skip: float = 0.999
     commit: float = 1.0
+    second_share: float = 0.0
+    second_margin: float = 4.0
 
     def __post_init__(self) -> None:
         require(1 <= self.beam <= 10_000, f"search.beam must be 1 to 10000, got {self.beam}")
@@ -33,4 +36,6 @@ class SearchConfig:
         require(self.threshold > 0, "search.threshold must be positive")
         require(self.lm_weight >= 0, "search.lm_weight must not be negative")
         require(0.5 <= self.blank_skip <= 1, "search.blank_skip must be 0.5 to 1")
+        require(0 <= self.second_share <= 1, "search.second_share must be 0 to 1")
+        require(self.second_margin > 0, "search.second_margin must be positive")
         require(0.5 < self.commit <= 1, "search.commit must be above 0.5, and 1 at most")

@@ -12,6 +12,8 @@ from asr.decoding.hypothesis import Emissions
 from asr.model_config import STEP_MS
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from asr.decoding.hot_words import HotWords
 
 # Columns of a hypothesis. NODE is in the lexicon tree, UNIT the last one that is not blank, CONTEXT the language
@@ -169,6 +171,26 @@ class Arcs:
         return Arcs(self.texts.take(which), self.entries.take(which), self.behind.take(which))
 
 
+class Text:
+    """What a recurrent language model remembers of a text. ``h``, ``c``: (hidden,) of its LSTM, which has read all but
+    the ``last`` piece; ``own``: log10 probability of its last word. Once the text is continued: ``after``, h and c when
+    the last piece is read, too; ``query`` (embedding,), what the next piece is compared with; ``norm``, what is taken
+    off then."""
+
+    __slots__ = ("after", "c", "h", "last", "norm", "own", "query")
+
+    def __init__(self, h: Tensor, c: Tensor, last: int, own: float) -> None:
+        self.h, self.c, self.last, self.own = h, c, last, own
+        self.after: tuple[Tensor, Tensor] | None = None
+        self.query: NDArray[np.float32] | None = None
+        self.norm = 0.0
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes, as if it shared nothing."""
+        return self.h.nbytes * (4 if self.after else 2) + (self.query.nbytes if self.query is not None else 0)
+
+
 @dataclass
 class SearchState:
     """A stream's search within a segment.
@@ -179,7 +201,8 @@ class SearchState:
     scores to keep them small. ``agreed``: how many of the first words all hypotheses share, for ever; ``committed``:
     those of them that the history has forgotten.
     ``remembers``: whether what recombination leaves behind is kept; ``arcs``: this, and those ``lost`` that are not
-    among them yet.
+    among them yet. ``texts``: by hash what a recurrent language model remembers, at least of what is committed, whose
+    hash is ``root``; empty without such a model.
     """
 
     ints: NDArray[np.int32]
@@ -198,6 +221,8 @@ class SearchState:
     remembers: bool = False
     arcs: Arcs = field(default_factory=Arcs)
     lost: list[Block] = field(default_factory=list)
+    root: int = 0
+    texts: dict[int, Text] = field(default_factory=dict)
 
     @staticmethod
     def empty() -> SearchState:
@@ -218,6 +243,7 @@ class SearchState:
         held = sum(e.nbytes for e in self.emissions)
         held += sum(b.words.nbytes + b.keys.nbytes + b.behind.nbytes for b in self.lost)
         held += self.arcs.texts.nbytes + self.arcs.entries.nbytes + self.arcs.behind.nbytes
+        held += sum(text.nbytes for text in self.texts.values())
         return self.ints.nbytes + self.scores.nbytes + self.hashes.nbytes + self.history.nbytes + held
 
     def to_bytes(self) -> bytes:
@@ -242,6 +268,11 @@ class SearchState:
             "counts": np.array([self.steps, self.frames, self.skipped, self.remembers, self.agreed], dtype=np.int64),
             "numbers": np.array([self.offset, self.lm_scale]),
         }
+        if self.texts:
+            root = self.texts[self.root]
+            arrays["root"] = np.array([self.root], dtype=np.uint64).view(np.int64)
+            arrays["root_state"] = np.stack([root.h.numpy(), root.c.numpy()])
+            arrays["root_read"] = np.array([root.last, root.own])
         return save({name: np.ascontiguousarray(a) for name, a in arrays.items()})
 
     @staticmethod
@@ -277,6 +308,8 @@ class SearchState:
                 entries,
                 _shaped(a["arcs_behind"], np.float64, (len(entries),)),
             )
+            if "root" in a:
+                state._plant(*(a[name] for name in ("root", "root_state", "root_read")))
         except (SafetensorError, KeyError, IndexError) as error:
             raise ValueError(f"the search cannot be read: {error}") from None
         finite = np.isfinite(state.emissions[0]).all() if state.emissions else True
@@ -296,6 +329,17 @@ class SearchState:
         if state.committed and committed[:, 1:].max() > steps:
             raise ValueError("the search holds words from beyond its end")
         return state
+
+    def _plant(self, root: NDArray[Any], held: NDArray[Any], read: NDArray[Any]) -> None:
+        """What a recurrent language model remembers of what is committed. Raises ValueError for what cannot be."""
+        import torch
+
+        (self.root,) = _shaped(root, np.int64, (1,)).view(np.uint64).tolist()
+        h, c = torch.from_numpy(_shaped(held, np.float32, (2, -1)))
+        last, own = _shaped(read, np.float64, (2,)).tolist()
+        if not np.isfinite(held).all() or not (0 <= last < 2**31 and abs(own) < MOST_NATS):
+            raise ValueError("the search holds numbers that no language model remembers")
+        self.texts[self.root] = Text(h, c, int(last), own)
 
     def settled(self) -> SearchState:
         """This state, with what was ``lost`` among its arcs."""
@@ -318,6 +362,7 @@ class SearchState:
             emissions=list(self.emissions),
             committed=list(self.committed),
             lost=list(self.lost),
+            texts=dict(self.texts),
         )
 
     def array(self, units: int) -> Emissions:

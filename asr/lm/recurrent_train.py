@@ -29,7 +29,7 @@ from asr.lm.text import Normalizer
 from asr.training.muon import Muon, matrices_of
 from asr.vocabulary import BpeVocabulary
 
-BLOCK = 200  # lines that stay together
+BLOCK = 50  # lines that stay together
 PIECE_SAMPLE = 200_000  # lines that pieces are learned from
 RARE = 5  # words seen less often in them teach no pieces
 NO_BOUNDARY = 0.2  # of the lines are not set apart from the next one
@@ -81,8 +81,10 @@ class Mixture:
     shares: tuple[float, ...]
 
     def draw(self, rng: np.random.Generator) -> Iterator[NDArray[np.integer]]:
-        """Blocks without end; each text's pieces come by its share, all of its blocks once before one comes again."""
-        given = np.zeros(len(self.blocks))
+        """Blocks without end; each text's pieces come by its share, all of its blocks once before one comes again.
+        Which text begins is left to chance, so that rows do not read the same one at the same time."""
+        longest = max(len(block) for blocks in self.blocks for block in blocks)
+        given = np.array(self.shares) * rng.random(len(self.blocks)) * longest * len(self.blocks)
         orders: list[list[int]] = [[] for _ in self.blocks]
         while True:
             k = int(np.argmin(given / np.maximum(self.shares, 1e-9)))
@@ -143,10 +145,14 @@ def windows(mixture: Mixture, rows: int, window: int, seed: int) -> Iterator[NDA
 
 
 def train(
-    texts: Sequence[Sequence[str]], shares: Sequence[float], config: RecurrentConfig, options: TrainOptions,
+    texts: Sequence[Sequence[str]],
+    shares: Sequence[float],
+    config: RecurrentConfig,
+    options: TrainOptions,
     pieces: BpeVocabulary | None = None,
 ) -> RecurrentModel:
-    """A model of normalised lines. ``shares``: of the texts; ``pieces``: if not learned from them. Progress goes to standard error."""
+    """A model of normalised lines. ``shares``: of the texts; ``pieces``: where they are not to be learned from these.
+    Progress goes to standard error."""
     torch.manual_seed(options.seed)
     torch.set_num_threads(options.threads)
     rng = np.random.default_rng(options.seed)
@@ -208,7 +214,10 @@ def optimizers_of(network: Network, rate: float) -> list[torch.optim.Optimizer]:
     groups = matrices_of(network)
     matrices = {id(p) for group in groups for p in group["params"]}
     rest = [p for p in network.parameters() if id(p) not in matrices]
-    return [Muon(groups, lr=rate, weight_decay=0.01), torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)]
+    return [
+        Muon(groups, lr=rate, weight_decay=0.01),
+        torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
 
 
 def rate_at(step: int, steps: int) -> float:

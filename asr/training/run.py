@@ -425,7 +425,8 @@ def model_from(config: TrainConfig, data: TrainingSet, start: ModelFolder | None
     model = new_model(config, data)
     if start is None:
         return model
-    free = ("heads", "dropout", "intermediate", "running_mean", "running_mean_s", "running_mean_memory_s", "running_mean_loudness")
+    mean = [name for name in to_dict(model.config) if name.startswith("running_mean")]
+    free = ("heads", "dropout", "intermediate", *mean)
     shape = dict.fromkeys(free)  # what may differ: the weights are the same
     if {**to_dict(model.config), **shape} != {**to_dict(start.config.model), **shape}:
         raise UsageError(f"the model given by --init has another shape: leave the [model] table of {start.name} away")

@@ -114,12 +114,13 @@ class SearchFactory:
         self._lexicon = folder.load_lexicon(with_g2p=False)
         if not len(self._lexicon):
             raise ModelError(f"{folder.path} has no lexicon: without one there is no search to tune")
-        self._language_model = folder.load_language_model()
+        self._language_model, self._second = folder.load_language_model(), folder.load_recurrent()
         self._log_priors = folder.load_log_priors(recognizer.head)
 
     def __call__(self, config: SearchConfig) -> BeamSearch:
         """The search with these settings."""
-        return BeamSearch(self._vocabulary, self._lexicon, self._language_model, config, self._log_priors)
+        models = self._language_model, config, self._log_priors
+        return BeamSearch(self._vocabulary, self._lexicon, *models, second=self._second)
 
     def steps(self) -> dict[str, float]:
         """:data:`STEPS` of the weights that the model has a use for."""

@@ -1,0 +1,184 @@
+"""A recurrent language model within the search: what n-grams cannot say, while the words are still open.
+
+The search gives every text that it has, up to its last whole word, a number (its hash). When a hypothesis that is near
+the best one completes a word, the recurrent model says how likely the word is after all that was said before, and the
+search takes a mean of this probability and the n-gram model's. So nothing is withdrawn that was stable, as a second
+pass over finished segments would have to; and a text is judged once, however often hypotheses complete it.
+
+What is remembered of a text is the LSTM's state (:class:`Text`), made when the text is first continued. Nothing but the
+root (what is committed) has to be kept: all else can be computed again from the history, to the bit.
+
+The idea is that of rescoring lattices on the fly (T. Hori et al. 2007, "Efficient WFST-based one-pass decoding with
+on-the-fly hypothesis rescoring"; X. Liu et al. 2014 for recurrent models).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from asr.decoding.search_state import NAME, PREVIOUS, SearchState, Text
+from asr.inference import PRECISION, Product, product
+from asr.lm.recurrent import BOUNDARY, RecurrentModel
+
+_LOG10 = math.log(10.0)
+_UNSPELLABLE = -6.0  # log10 probability of a word with letters that no piece has
+
+Name = Callable[[SearchState, int], str]
+
+
+@dataclass
+class Asked:
+    """A text whose last ``word`` is to be judged. ``key``: of the text; ``before``: of the one without this word, whose
+    own last word is ``entry`` of the history (-1: none that is not committed)."""
+
+    state: SearchState
+    key: int
+    before: int
+    entry: int
+    word: int
+
+
+class Rescorer:
+    """Immutable, but for words' pieces, which are looked up once. ``name``: what a word's number stands for."""
+
+    def __init__(self, model: RecurrentModel, name: Name) -> None:
+        self._name, self._model, self._pieces = name, model, model.pieces
+        self._known = set("".join(model.pieces.units))
+        self._spelled: dict[int, tuple[int, ...]] = {}
+        size, w = model.config.hidden, {k: torch.from_numpy(np.array(v)) for k, v in model.weights.items()}
+        order = torch.cat([torch.arange(size) + k * size for k in (0, 1, 3, 2)])  # i, f, o, g
+        bias = w["lstm.bias_ih_l0"] + w["lstm.bias_hh_l0"]
+        self._size = size
+        self._inputs = (w["table"] @ w["lstm.weight_ih_l0"].T + bias)[:, order].contiguous()
+        self._gates: Product = product(w["lstm.weight_hh_l0"][order], None, PRECISION)
+        self._out: Product = product(w["out.weight"], w["out.bias"], PRECISION)
+        self._pieces_of: Product = product(w["table"], w["bias"], PRECISION)
+        self._table, self._bias = w["table"].numpy(), w["bias"].numpy()
+
+    def begin(self) -> Text:
+        """Of no words."""
+        zeros = torch.zeros(self._size)
+        return Text(zeros, zeros, BOUNDARY, 0.0)
+
+    def fits(self, state: SearchState) -> bool:
+        """Whether what a state remembers of texts can be of this model."""
+        return state.root in state.texts and all(
+            len(text.h) == len(text.c) == self._size for text in state.texts.values()
+        )
+
+    def judge(self, asked: Sequence[Asked], known: int) -> NDArray[np.float64]:
+        """(asked,) log10 probability of the last word of each text after all those before it. Words from ``known`` on
+        are those of a session."""
+        todo: dict[tuple[int, int], tuple[int, Asked]] = {}
+        for one in asked:
+            self._needed(one, todo)
+        for depth in sorted({depth for depth, _ in todo.values()}):
+            self._read([one for d, one in todo.values() if d == depth], known)
+        return np.array([one.state.texts[one.key].own for one in asked])
+
+    @torch.inference_mode()
+    def said(self, text: Text, words: Iterable[str], ends: bool) -> Text:
+        """After a text and more ``words``; ``ends``: and the end of a sentence."""
+        pieces = [piece for word in words if self._known.issuperset(word) for piece in self._pieces.encode(word)]
+        h, c, last = text.h[None], text.c[None], text.last
+        for piece in [*pieces, *([BOUNDARY] if ends else [])]:
+            h, c = self._lstm([last], h, c)
+            last = piece
+        return Text(h[0].clone(), c[0].clone(), last, 0.0)
+
+    def text(self, state: SearchState, entry: int, known: int) -> Text:
+        """Of all words up to an entry of the history."""
+        history = state.history
+        key, before = int(history.hashes[entry]), int(history.data[entry, PREVIOUS])
+        above = int(history.hashes[before]) if before >= 0 else state.root
+        self.judge([Asked(state, key, above, before, int(history.data[entry, NAME]))], known)
+        return state.texts[key]
+
+    def _needed(self, one: Asked, todo: dict[tuple[int, int], tuple[int, Asked]]) -> int:
+        """Note what is not known of a text and those before it; returns how many of these come one after the other."""
+        texts, place = one.state.texts, (id(one.state), one.key)
+        if one.key in texts:
+            return 0
+        if place in todo:
+            return todo[place][0]
+        depth = 1
+        if one.before not in texts:
+            history, entry = one.state.history, one.entry
+            before = int(history.data[entry, PREVIOUS])
+            above = int(history.hashes[before]) if before >= 0 else one.state.root
+            last = int(history.data[entry, NAME])
+            depth += self._needed(Asked(one.state, one.before, above, before, last), todo)
+        todo[place] = depth, one
+        return depth
+
+    @torch.inference_mode()
+    def _read(self, asked: Sequence[Asked], known: int) -> None:
+        """Texts that differ from known ones by a word."""
+        befores = [one.state.texts[one.before] for one in asked]
+        fresh = list({id(text): text for text in befores if text.query is None}.values())
+        if fresh:
+            h, c = self._lstm(
+                [t.last for t in fresh], torch.stack([t.h for t in fresh]), torch.stack([t.c for t in fresh])
+            )
+            for text, h_, c_, query in zip(fresh, h, c, self._queries(h), strict=True):
+                text.after, (text.query, text.norm) = (h_, c_), query
+        spelled = [self._spell(one, known) for one in asked]
+        own = [0.0] * len(asked)
+        after = [text.after for text in befores]
+        held: list[tuple[Tensor, Tensor]] = [(text.h, text.c) for text in befores]
+        queries = [(text.query, text.norm) for text in befores]
+        live = [i for i, word in enumerate(spelled) if word]
+        depth = 0
+        while live:
+            pieces = np.array([spelled[i][depth] for i in live])
+            query, norm = zip(*(queries[i] for i in live), strict=True)
+            logits = np.einsum("ij,ij->i", np.stack(query), self._table[pieces]) + self._bias[pieces]
+            for i, log in zip(live, ((logits - np.array(norm)) / _LOG10).tolist(), strict=True):
+                own[i] += log
+                held[i] = after[i]  # type: ignore[assignment]
+            on = [k for k, i in enumerate(live) if len(spelled[i]) > depth + 1]
+            if on:
+                of = [live[k] for k in on]
+                h, c = self._lstm(pieces[on].tolist(), *map(torch.stack, zip(*(held[i] for i in of), strict=True)))
+                for i, h_, c_, query in zip(of, h, c, self._queries(h), strict=True):
+                    after[i], queries[i] = (h_, c_), query
+            live = [live[k] for k in on]
+            depth += 1
+        for one, before, word, log, (h, c) in zip(asked, befores, spelled, own, held, strict=True):
+            if not word:
+                one.state.texts[one.key] = Text(before.h, before.c, before.last, _UNSPELLABLE)
+            else:
+                one.state.texts[one.key] = Text(h, c, word[-1], log)
+
+    def _spell(self, one: Asked, known: int) -> tuple[int, ...]:
+        pieces = self._spelled.get(one.word) if one.word < known else None
+        if pieces is None:
+            word = self._name(one.state, one.word)
+            pieces = tuple(self._pieces.encode(word)) if self._known.issuperset(word) else ()
+            if one.word < known:
+                self._spelled[one.word] = pieces
+        return pieces
+
+    def _lstm(self, given: Sequence[int], h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """One piece further; all (rows, hidden). A row's result does not depend on the others."""
+        size = self._size
+        gates = self._gates.rows(h).add_(self._inputs[given])
+        i, f, o = gates[:, : 3 * size].sigmoid_().chunk(3, 1)
+        c = torch.addcmul(f * c, i, gates[:, 3 * size :].tanh_())
+        return torch.tanh(c).mul_(o), c
+
+    def _queries(self, h: Tensor) -> list[tuple[NDArray[np.float32], float]]:
+        """Of each row (hidden,): the vector (embedding,) that pieces are compared with, and the logarithm of the sum
+        over all pieces."""
+        queries = self._out.rows(h)
+        logits = self._pieces_of.rows(queries).numpy()
+        top = logits.max(axis=1)
+        norms = top + np.log(np.exp(logits - top[:, None]).sum(axis=1, dtype=np.float64))
+        return list(zip(queries.numpy(), norms.tolist(), strict=True))
