@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from asr.errors import ConfigError, LanguageModelError, ModelError, UsageError
-from asr.lm.recurrent import BOUNDARY, RecurrentConfig, RecurrentModel, load, rescore, save
+from asr.errors import LanguageModelError, ModelError, UsageError
+from asr.lm.recurrent import BOUNDARY, RecurrentConfig, RecurrentModel, load, save
 from asr.lm.recurrent_train import BLOCK, Mixture, Network, TrainOptions, cut, learn_pieces, main, train, windows
 from asr.vocabulary import BpeVocabulary
 
@@ -132,17 +132,6 @@ def test_weights_that_do_not_fit_are_refused(model):
         RecurrentModel(model.config, model.pieces, weights)
 
 
-def test_rescoring_gives_part_of_the_weight_to_the_second_model():
-    texts, scores, first, second = ["a", "b"], [-10.0, -11.0], [-2.0, -3.0], [-4.0, -2.0]
-    assert rescore(texts, scores, first, second, 2.0, 0.0).tolist() == scores
-    assert rescore(texts, scores, first, second, 2.0, 0.5).tolist() == [-12.0, -10.0]
-    assert rescore([], [], [], [], 2.0, 0.5).tolist() == []
-    with pytest.raises(UsageError):
-        rescore(texts, scores, first, second[:1], 2.0, 0.5)
-    with pytest.raises(ConfigError):
-        rescore(texts, scores, first, second, 2.0, 1.5)
-
-
 def test_texts_come_by_their_shares_and_in_order():
     rng = np.random.default_rng(1)
     blocks = (tuple(np.full(10, 5) for _ in range(3)), tuple(np.full(20, 6) for _ in range(50)))
@@ -166,7 +155,9 @@ def test_pieces_and_blocks():
     pieces = learn_pieces([LINES, LINES], 64)
     assert len(pieces) == 64
     blocks = cut([*LINES, "café au lait"] * 100, pieces, np.random.default_rng(0))
-    assert len(LINES) * 100 // BLOCK <= len(blocks) <= 1 + (len(LINES) + 1) * 100 // BLOCK and all(b.dtype == np.int16 for b in blocks)
+    assert len(LINES) * 100 // BLOCK <= len(blocks) <= 1 + (len(LINES) + 1) * 100 // BLOCK and all(
+        b.dtype == np.int16 for b in blocks
+    )
     spoken = pieces.decode(np.concatenate(blocks).tolist())
     assert "cat sat" in spoken and "lait" not in spoken
     boundaries = sum(int((b == BOUNDARY).sum()) for b in blocks)

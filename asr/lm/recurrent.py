@@ -1,4 +1,4 @@
-"""A small recurrent language model over pieces of words, for a second look at the likeliest texts of a segment.
+"""A small recurrent language model over pieces of words: what n-grams cannot say.
 
 Pieces (byte pairs, :class:`asr.vocabulary.BpeVocabulary`) instead of words keep the tables small: a model of 3000
 pieces and 448 units has 2.1 million weights, a byte each on disk. One LSTM; its output goes through a small matrix and
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asr.config import from_dict, require, to_dict
-from asr.errors import AsrError, LanguageModelError, ModelError, UsageError
+from asr.errors import AsrError, LanguageModelError, ModelError
 from asr.lm.text import cannot_read, cannot_write
 from asr.vocabulary import BLANK, BpeVocabulary, vocabulary_from_dict
 
@@ -202,22 +202,3 @@ def load(path: str | Path) -> RecurrentModel:
         raise cannot_read(
             path, f"it is no recurrent language model, or corrupt ({' '.join(str(error).split())})"
         ) from None
-
-
-def rescore(
-    texts: Sequence[str],
-    scores: Sequence[float],
-    first: Sequence[float],
-    second: Sequence[float],
-    weight: float,
-    share: float,
-) -> NDArray[np.float64]:
-    """Scores of texts with a second language model: part of the first one's weight is given to it. (texts,)
-
-    scores: of the search, in which ``first``, log10 probabilities by the language model of the search, count
-    ``weight`` times. second: log10 probabilities by the other one. share: of ``weight`` that it gets, 0 to 1.
-    """
-    if not len(texts) == len(scores) == len(first) == len(second):
-        raise UsageError("every text needs a score and a probability by each language model")
-    require(0 <= share <= 1, f"the share of the second language model must be 0 to 1, not {share}")
-    return np.asarray(scores, dtype=np.float64) + weight * share * (np.asarray(second) - np.asarray(first))
