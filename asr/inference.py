@@ -227,8 +227,11 @@ _KINDS: dict[str, type[Product]] = {"fp16": _HalfProduct, "bf16": _BfloatProduct
 
 
 def product(weight: Tensor, bias: Tensor | None, precision: str) -> Product:
-    """``x W^T + bias`` in a precision if this machine has its kernels, else as it is."""
-    return _KINDS[precision](weight, bias) if supports(precision) else _PlainProduct(weight, bias)
+    """``x W^T + bias`` in a precision, or where this machine has no kernels of that, as :func:`inference_form`."""
+    for one in (precision, PRECISION) if precision != "fp32" else ():
+        if supports(one):
+            return _KINDS[one](weight, bias)
+    return _PlainProduct(weight, bias)
 
 
 class _PlainProduct(Product):

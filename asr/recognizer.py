@@ -65,7 +65,9 @@ class Recognizer:
         self.vocabularies = folder.load_vocabularies()
         self.head = _spelling_head(self.vocabularies) if greedy else folder.config.head
         self.search = (
-            GreedySearch(self.vocabularies[self.head]) if greedy else self._search(search or folder.config.search)
+            GreedySearch(self.vocabularies[self.head])
+            if greedy
+            else self._search(search or folder.config.search, precision)
         )
         self.options = StreamOptions(endpoint=endpoint or folder.config.endpoint)
         """What a stream starts from."""
@@ -78,7 +80,7 @@ class Recognizer:
             return None
         return Confidence(search, config, speller(search, lambda: self._pronouncer))
 
-    def _search(self, config: SearchConfig) -> BeamSearch | PrefixSearch | GreedySearch:
+    def _search(self, config: SearchConfig, precision: str) -> BeamSearch | PrefixSearch | GreedySearch:
         folder, vocabulary = self.folder, self.vocabularies[self.head]
         lexicon = folder.load_lexicon(with_g2p=False)
         priors = folder.load_log_priors(self.head)
@@ -88,7 +90,9 @@ class Recognizer:
             return PrefixSearch(vocabulary, folder.load_language_model(), config, priors)
         try:
             second = folder.load_recurrent() if config.second_share else None
-            return BeamSearch(vocabulary, lexicon, folder.load_language_model(), config, priors, second=second)
+            return BeamSearch(
+                vocabulary, lexicon, folder.load_language_model(), config, priors, second=second, precision=precision
+            )
         except LexiconError as error:
             raise ModelError(f"{folder.path / LEXICON} does not fit {UNITS}: {error}") from None
 

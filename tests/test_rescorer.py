@@ -23,6 +23,7 @@ from asr.decoding.rescorer import Asked
 from asr.decoding.search_config import SearchConfig
 from asr.decoding.search_state import SearchState
 from asr.errors import LanguageModelError, StateError
+from asr.inference import PRECISION, PRECISIONS, supports
 from asr.lm import recurrent
 from asr.lm.recurrent import RecurrentConfig, RecurrentModel
 from asr.stream_state import StreamState
@@ -40,9 +41,11 @@ def second_model(texts: Sequence[str] = TEXTS, hidden: int = 32, seed: int = 0) 
     return RecurrentModel(config, pieces, weights)
 
 
-def search_with(second: RecurrentModel | None = None, recombine: bool = True, **config: Any) -> BeamSearch:
-    settings = SearchConfig(**{**SEARCH, **config})
-    return BeamSearch(phones(), lexicon(), model(), settings, recombine=recombine, second=second or second_model())
+def search_with(
+    second: RecurrentModel | None = None, recombine: bool = True, precision: str = PRECISION, **config: Any
+) -> BeamSearch:
+    settings, second = SearchConfig(**{**SEARCH, **config}), second or second_model()
+    return BeamSearch(phones(), lexicon(), model(), settings, recombine=recombine, second=second, precision=precision)
 
 
 def names(hypothesis: Hypothesis) -> tuple[str, ...]:
@@ -90,8 +93,9 @@ def test_words_far_behind_are_left_to_the_ngrams() -> None:
     assert scores[1] == pytest.approx(scores[0], abs=1.0)
 
 
-def test_no_cut_and_no_company_changes_a_bit() -> None:
-    search, emissions = search_with(), random_emissions(11, 90, UNITS)
+@pytest.mark.parametrize("precision", [p for p in PRECISIONS if p != "fp32" and supports(p)])
+def test_no_cut_and_no_company_changes_a_bit(precision: str) -> None:
+    search, emissions = search_with(precision=precision), random_emissions(11, 90, UNITS)
     whole = search.step(emissions, search.begin())
     cut, rest = search.begin(), emissions
     others = [search.begin() for _ in range(6)]

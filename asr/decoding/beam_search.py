@@ -70,6 +70,7 @@ from asr.decoding.search_state import (
 )
 from asr.decoding.trie import ROOT, build, ranges
 from asr.errors import LexiconError, StateError
+from asr.inference import PRECISION
 from asr.lexicon import Lexicon
 from asr.lm.model import NgramModel
 from asr.lm.recurrent import RecurrentModel
@@ -94,7 +95,7 @@ class BeamSearch(Lockstep[_Row]):
 
     ``log_priors``: (units,) log-probabilities of the units, or None. ``recombine``: of hypotheses with the same future,
     keep the best only. ``second``: a recurrent language model that gets a share of the weight, see
-    :mod:`asr.decoding.rescorer`. Raises LexiconError for a lexicon without
+    :mod:`asr.decoding.rescorer`, in a ``precision``. Raises LexiconError for a lexicon without
     words, or with one that the units cannot spell.
     """
 
@@ -107,6 +108,7 @@ class BeamSearch(Lockstep[_Row]):
         log_priors: Emissions | None = None,
         recombine: bool = True,
         second: RecurrentModel | None = None,
+        precision: str = PRECISION,
     ) -> None:
         config = config or SearchConfig()
         shift = np.zeros(len(vocabulary)) if log_priors is None else config.prior_weight * log_priors
@@ -122,7 +124,7 @@ class BeamSearch(Lockstep[_Row]):
         self.log_unigrams = unigrams
         self._rescorer = None
         if second and language_model and config.second_share:
-            self._rescorer = Rescorer(second, self._name)
+            self._rescorer = Rescorer(second, self._name, precision)
         self._root_child = np.zeros(len(vocabulary), dtype=np.int64)
         below = np.arange(self.trie.first_child[ROOT], self.trie.first_child[ROOT] + self.trie.children[ROOT])
         self._root_child[self.trie.unit[below]] = below

@@ -46,9 +46,10 @@ class Asked:
 
 
 class Rescorer:
-    """Immutable, but for words' pieces, which are looked up once. ``name``: what a word's number stands for."""
+    """Immutable, but for words' pieces, which are looked up once. ``name``: what a word's number stands for;
+    ``precision``: of products, see :mod:`asr.inference`."""
 
-    def __init__(self, model: RecurrentModel, name: Name) -> None:
+    def __init__(self, model: RecurrentModel, name: Name, precision: str = PRECISION) -> None:
         self._name, self._model, self._pieces = name, model, model.pieces
         self._known = set("".join(model.pieces.units))
         self._spelled: dict[int, tuple[int, ...]] = {}
@@ -57,9 +58,9 @@ class Rescorer:
         bias = w["lstm.bias_ih_l0"] + w["lstm.bias_hh_l0"]
         self._size = size
         self._inputs = (w["table"] @ w["lstm.weight_ih_l0"].T + bias)[:, order].contiguous()
-        self._gates: Product = product(w["lstm.weight_hh_l0"][order], None, PRECISION)
-        self._out: Product = product(w["out.weight"], w["out.bias"], PRECISION)
-        self._pieces_of: Product = product(w["table"], w["bias"], PRECISION)
+        self._gates: Product = product(w["lstm.weight_hh_l0"][order], None, precision)
+        self._out: Product = product(w["out.weight"], w["out.bias"], precision)
+        self._pieces_of: Product = product(w["table"], w["bias"], precision)
         self._table, self._bias = w["table"].numpy(), w["bias"].numpy()
 
     def begin(self) -> Text:
