@@ -75,6 +75,16 @@ def test_weights_come_back_in_fp32_from_fp16(tiny_path: Path) -> None:
     assert exact == {"front_end.mean", "front_end.deviation"}  # fp16 would move the features
 
 
+def test_others_may_read_it_as_the_user_has_set(tmp_path: Path) -> None:
+    from asr.checkpoint import save_int8
+
+    path = tiny_folder(tmp_path / "new")
+    save_int8(find_model(path), tmp_path / "copy")
+    (tmp_path / "plain").write_bytes(b"")
+    wanted = (tmp_path / "plain").stat().st_mode
+    assert {(tmp_path / folder / WEIGHTS).stat().st_mode for folder in ("new", "copy")} == {wanted}
+
+
 def test_parts_of_a_folder(tiny_path: Path) -> None:
     folder = find_model(str(tiny_path))
     assert folder.name == "tiny" and folder.config.head == "phones"

@@ -382,8 +382,7 @@ class BeamSearch(Lockstep[_Row]):
         history = state.history
         old = sooner(history, int(beams.ints[beams.starts[r], HISTORY]), long_ago)
         if old:
-            self._rescorer.text(state, old[-1], len(self.words))  # the root from now on
-            state.root = int(history.hashes[old[-1]])
+            self._rescorer.plant(state, old[-1], len(self.words))
         beams, texts = super()._commit(beams, state, r, long_ago), state.texts
         state.texts = {key: texts[key] for key in (state.root, *state.history.hashes.tolist()) if key in texts}
         return beams

@@ -94,13 +94,14 @@ class Rescorer:
             last = piece
         return Text(h[0].clone(), c[0].clone(), last, 0.0)
 
-    def text(self, state: SearchState, entry: int, known: int) -> Text:
-        """Of all words up to an entry of the history."""
+    def plant(self, state: SearchState, entry: int, known: int) -> None:
+        """Make all words up to an entry of the history the root."""
         history = state.history
         key, before = int(history.hashes[entry]), int(history.data[entry, PREVIOUS])
         above = int(history.hashes[before]) if before >= 0 else state.root
         self.judge([Asked(state, key, above, before, int(history.data[entry, NAME]))], known)
-        return state.texts[key]
+        text, state.root = state.texts[key], key
+        state.texts[key] = Text(text.h.clone(), text.c.clone(), text.last, text.own)  # no longer a part of its batch
 
     def _needed(self, one: Asked, todo: dict[tuple[int, int], tuple[int, Asked]]) -> int:
         """Note what is not known of a text and those before it; returns how many of these come one after the other."""

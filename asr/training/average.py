@@ -48,7 +48,6 @@ def average(models: Sequence[str | Path], weights: Sequence[float], out: Path) -
         total = sum((t[name].double() * share for t, share in zip(loaded, shares, strict=True)), tensor.double() * 0)
         mean[name] = total.to(tensor.dtype)
     copy_folder(last, out, mean)
-    (out / WEIGHTS).chmod(0o644)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
