@@ -50,15 +50,12 @@ class Rescorer:
     ``precision``: of products, see :mod:`asr.inference`."""
 
     def __init__(self, model: RecurrentModel, name: Name, precision: str = PRECISION) -> None:
-        self._name, self._model, self._pieces = name, model, model.pieces
+        self._name, self._pieces = name, model.pieces
         self._known = set("".join(model.pieces.units))
         self._spelled: dict[int, tuple[int, ...]] = {}
-        size, w = model.config.hidden, {k: torch.from_numpy(np.array(v)) for k, v in model.weights.items()}
-        order = torch.cat([torch.arange(size) + k * size for k in (0, 1, 3, 2)])  # i, f, o, g
-        bias = w["lstm.bias_ih_l0"] + w["lstm.bias_hh_l0"]
-        self._size = size
-        self._inputs = (w["table"] @ w["lstm.weight_ih_l0"].T + bias)[:, order].contiguous()
-        self._gates: Product = product(w["lstm.weight_hh_l0"][order], None, precision)
+        w = {name: torch.from_numpy(weight) for name, weight in model.weights.items()}
+        self._size, self._inputs = model.config.hidden, torch.from_numpy(model.inputs)
+        self._gates: Product = product(torch.from_numpy(model.gates), None, precision)
         self._out: Product = product(w["out.weight"], w["out.bias"], precision)
         self._pieces_of: Product = product(w["table"], w["bias"], precision)
         self._table, self._bias = w["table"].numpy(), w["bias"].numpy()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +79,22 @@ class RecurrentModel:
         self.weights: dict[str, Floats] = {name: np.asarray(w, dtype=np.float32) for name, w in weights.items()}
         if not all(np.isfinite(w).all() for w in self.weights.values()):
             raise ModelError("the weights of the recurrent language model hold NaN or infinity: build it anew")
+
+    @cached_property
+    def inputs(self) -> Floats:
+        """(pieces, 4 hidden): what each piece adds to the gates, in the order i, f, o, g."""
         w = self.weights
-        order = np.concatenate([np.arange(config.hidden) + k * config.hidden for k in (0, 1, 3, 2)])  # i, f, o, g
         bias = w["lstm.bias_ih_l0"] + w["lstm.bias_hh_l0"]
-        self._inputs = (w["table"] @ w["lstm.weight_ih_l0"].T + bias)[:, order]  # of each piece, (pieces, 4 * hidden)
-        self._gates = np.ascontiguousarray(w["lstm.weight_hh_l0"][order].T)
+        order = self._order()
+        return np.asarray(w["table"] @ w["lstm.weight_ih_l0"][order].T + bias[order])
+
+    @cached_property
+    def gates(self) -> Floats:
+        """(4 hidden, hidden): the recurrent weights in that order."""
+        return self.weights["lstm.weight_hh_l0"][self._order()]
+
+    def _order(self) -> NDArray[np.int64]:
+        return np.concatenate([np.arange(self.config.hidden) + k * self.config.hidden for k in (0, 1, 3, 2)])
 
     def begin(self) -> RecurrentState:
         """Before the first text."""
@@ -137,7 +149,7 @@ class RecurrentModel:
 
     def _lstm(self, given: NDArray[np.int64], h: Floats, c: Floats) -> tuple[Floats, Floats]:
         size = self.config.hidden
-        gates = self._inputs[given] + h @ self._gates
+        gates = self.inputs[given] + h @ self.gates.T
         i, f, o = (_sigmoid(gates[:, k * size : (k + 1) * size]) for k in range(3))
         c = f * c + i * np.tanh(gates[:, 3 * size :])
         return o * np.tanh(c), c
