@@ -446,13 +446,14 @@ def _lm_perplexity(args: argparse.Namespace) -> int:
 def _add_lm_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("lm", type=Path, metavar="IN", help="language model file of any format")
     parser.add_argument("out", type=Path, metavar="OUT", help=_LM_OUTPUT)
+    parser.add_argument("--bits", type=int, help="of each value of a compact file (8); 7 are nearly as good")
 
 
 def _lm_convert(args: argparse.Namespace) -> int:
     from asr import lm
 
     model = lm.load(args.lm)
-    size = lm.save(model, args.out)
+    size = lm.save(model, args.out, args.bits)
     _print_lm(args.out, size, len(model.words) - 3, model.counts)
     return 0
 

@@ -363,7 +363,14 @@ def test_convert(tmp_path, monkeypatch, capfd):
     model = load("in.arpa")
     for name in ("out.lm", "out.kenlm", "back.arpa"):
         assert load(name).score("a b a") == pytest.approx(model.score("a b a"), abs=1e-4)
+    words = np.random.default_rng(0).choice(list("abcdefgh"), (60, 6))
+    save(estimate([" ".join(row) for row in words.tolist()], order=2, vocabulary=tuple("abcdefgh")), "full.lm")
+    assert main(["lm", "convert", "full.lm", "few.lm", "--bits", "2"]) == 0
+    values = [len(set(load(name).log_probs[1].tolist())) for name in ("full.lm", "few.lm")]
+    assert values[0] > values[1] == 4
     capfd.readouterr()
+    assert main(["lm", "convert", "in.arpa", "x.arpa", "--bits", "7"]) == 2
+    assert "no compact file" in capfd.readouterr().err
     assert main(["lm", "convert", "gone.lm", "x.arpa"]) == 8
     assert capfd.readouterr().err == "asr: error: there is no language model gone.lm\n"
     (tmp_path / "bad").write_text("hello")

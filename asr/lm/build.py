@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asr.errors import LanguageModelError
+from asr.errors import LanguageModelError, UsageError
 from asr.lm.arpa import ArpaSize, read_arpa, write_arpa
 from asr.lm.compact import CompactSize, is_compact, load_compact, save_compact
 from asr.lm.estimate import estimate
@@ -168,10 +168,15 @@ def build(
     return BuildReport(Path(output), size, len(words), tuple(shares), full_counts, model.counts, results, say.seconds())
 
 
-def save(model: NgramModel, path: str | Path) -> int:
+def save(model: NgramModel, path: str | Path, bits: int | None = None) -> int:
     """Write a model as its name says: ``.arpa`` (also compressed: ``.arpa.gz``, ``.arpa.xz``, ``.arpa.bz2``) as ARPA,
-    ``.kenlm`` or ``.bin`` as a KenLM binary, everything else as a compact file. Returns the bytes written."""
+    ``.kenlm`` or ``.bin`` as a KenLM binary, everything else as a compact file. ``bits``: of each value of a compact
+    file. Returns the bytes written. Raises UsageError for ``bits`` of another file."""
     kind = _kind(path)
+    if bits is not None:
+        if kind != "compact":
+            raise UsageError(f"{path} is no compact file: only its values can have another number of bits")
+        return save_compact(model, path, bits)
     if kind == "arpa":
         write_arpa(model, path)
         return Path(path).stat().st_size
