@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asr.checkpoint import G2P, LANGUAGE_MODEL, LEXICON, TAGGER, FolderConfig, ModelFolder, save_folder
+from asr.checkpoint import G2P, LANGUAGE_MODEL, LEXICON, RECURRENT, TAGGER, FolderConfig, ModelFolder, save_folder
 from asr.lexicon import Lexicon
 from asr.model import AcousticModel
 from asr.training.batches import NO_AUGMENT, BatchMaker, BatchPlan
@@ -60,8 +60,7 @@ def export(
         )
         if start.language_model:
             files[LANGUAGE_MODEL] = start.language_model
-        if TAGGER in known.files:
-            files[TAGGER] = start.path / TAGGER
+        files |= {name: start.path / name for name in (RECURRENT, TAGGER) if name in known.files}
     save_folder(new, config, weights, trainer.data.heads, priors, files)
     shutil.rmtree(folder, ignore_errors=True)
     new.replace(folder)
