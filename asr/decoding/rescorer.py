@@ -45,6 +45,23 @@ class Asked:
     word: int
 
 
+@dataclass
+class _Job:
+    """A text that is read: ``count`` of the ``pieces`` of its last word are judged, ``own`` is their log10 probability,
+    and ``at`` is the text up to there (None: the words before it are not known yet)."""
+
+    asked: Asked
+    pieces: tuple[int, ...]
+    at: Text | None = None
+    count: int = 0
+    own: float = 0.0
+    over: bool = False
+
+    def end(self, text: Text) -> None:
+        """Remember what it has come to."""
+        self.asked.state.texts[self.asked.key], self.over = text, True
+
+
 class Rescorer:
     """Immutable, but for words' pieces, which are looked up once. ``name``: what a word's number stands for;
     ``precision``: of products, see :mod:`asr.inference`."""
@@ -74,11 +91,10 @@ class Rescorer:
     def judge(self, asked: Sequence[Asked], known: int) -> NDArray[np.float64]:
         """(asked,) log10 probability of the last word of each text after all those before it. Words from ``known`` on
         are those of a session."""
-        todo: dict[tuple[int, int], tuple[int, Asked]] = {}
+        jobs: dict[tuple[int, int], _Job] = {}
         for one in asked:
-            self._needed(one, todo)
-        for depth in sorted({depth for depth, _ in todo.values()}):
-            self._read([one for d, one in todo.values() if d == depth], known)
+            self._need(one, jobs, known)
+        self._read(list(jobs.values()))
         return np.array([one.state.texts[one.key].own for one in asked])
 
     @torch.inference_mode()
@@ -100,61 +116,56 @@ class Rescorer:
         text, state.root = state.texts[key], key
         state.texts[key] = Text(text.h.clone(), text.c.clone(), text.last, text.own)  # no longer a part of its batch
 
-    def _needed(self, one: Asked, todo: dict[tuple[int, int], tuple[int, Asked]]) -> int:
-        """Note what is not known of a text and those before it; returns how many of these come one after the other."""
+    def _need(self, one: Asked, jobs: dict[tuple[int, int], _Job], known: int) -> None:
+        """Note what is not known of a text and of those before it."""
         texts, place = one.state.texts, (id(one.state), one.key)
-        if one.key in texts:
-            return 0
-        if place in todo:
-            return todo[place][0]
-        depth = 1
+        if one.key in texts or place in jobs:
+            return
+        jobs[place] = _Job(one, self._spell(one, known))
         if one.before not in texts:
             history, entry = one.state.history, one.entry
             before = int(history.data[entry, PREVIOUS])
             above = int(history.hashes[before]) if before >= 0 else one.state.root
             last = int(history.data[entry, NAME])
-            depth += self._needed(Asked(one.state, one.before, above, before, last), todo)
-        todo[place] = depth, one
-        return depth
+            self._need(Asked(one.state, one.before, above, before, last), jobs, known)
 
     @torch.inference_mode()
-    def _read(self, asked: Sequence[Asked], known: int) -> None:
-        """Texts that differ from known ones by a word."""
-        befores = [one.state.texts[one.before] for one in asked]
-        fresh = list({id(text): text for text in befores if text.query is None}.values())
+    def _read(self, jobs: list[_Job]) -> None:
+        """One piece of every text at a time, as soon as what comes before it is known: few products, of many rows."""
+        while jobs:
+            ready = []
+            for job in jobs:
+                job.at = job.at or job.asked.state.texts.get(job.asked.before)
+                if job.at and job.pieces:
+                    ready.append(job)
+                elif job.at:
+                    job.end(Text(job.at.h, job.at.c, job.at.last, _UNSPELLABLE))
+            if ready:
+                self._open([job.at for job in ready if job.at])
+                self._advance(ready)
+            jobs = [job for job in jobs if not job.over]
+
+    def _open(self, texts: Iterable[Text]) -> None:
+        """Read the last pieces of texts, where that has not been done."""
+        fresh = list({id(text): text for text in texts if text.query is None}.values())
         if fresh:
-            h, c = self._lstm(
-                [t.last for t in fresh], torch.stack([t.h for t in fresh]), torch.stack([t.c for t in fresh])
-            )
+            h, c = torch.stack([text.h for text in fresh]), torch.stack([text.c for text in fresh])
+            h, c = self._lstm([text.last for text in fresh], h, c)
             for text, h_, c_, query in zip(fresh, h, c, self._queries(h), strict=True):
                 text.after, (text.query, text.norm) = (h_, c_), query
-        spelled = [self._spell(one, known) for one in asked]
-        own = [0.0] * len(asked)
-        after = [text.after for text in befores]
-        held: list[tuple[Tensor, Tensor]] = [(text.h, text.c) for text in befores]
-        queries = [(text.query, text.norm) for text in befores]
-        live = [i for i, word in enumerate(spelled) if word]
-        depth = 0
-        while live:
-            pieces = np.array([spelled[i][depth] for i in live])
-            query, norm = zip(*(queries[i] for i in live), strict=True)
-            logits = np.einsum("ij,ij->i", np.stack(query), self._table[pieces]) + self._bias[pieces]
-            for i, log in zip(live, ((logits - np.array(norm)) / _LOG10).tolist(), strict=True):
-                own[i] += log
-                held[i] = after[i]  # type: ignore[assignment]
-            on = [k for k, i in enumerate(live) if len(spelled[i]) > depth + 1]
-            if on:
-                of = [live[k] for k in on]
-                h, c = self._lstm(pieces[on].tolist(), *map(torch.stack, zip(*(held[i] for i in of), strict=True)))
-                for i, h_, c_, query in zip(of, h, c, self._queries(h), strict=True):
-                    after[i], queries[i] = (h_, c_), query
-            live = [live[k] for k in on]
-            depth += 1
-        for one, before, word, log, (h, c) in zip(asked, befores, spelled, own, held, strict=True):
-            if not word:
-                one.state.texts[one.key] = Text(before.h, before.c, before.last, _UNSPELLABLE)
-            else:
-                one.state.texts[one.key] = Text(h, c, word[-1], log)
+
+    def _advance(self, jobs: Sequence[_Job]) -> None:
+        """Judge the next piece of each."""
+        pieces = np.array([job.pieces[job.count] for job in jobs])
+        query, norm, after = zip(*((job.at.query, job.at.norm, job.at.after) for job in jobs if job.at), strict=True)
+        logits = np.einsum("ij,ij->i", np.stack(query), self._table[pieces]) + self._bias[pieces]
+        logs = (logits - np.array(norm)) / _LOG10
+        for job, piece, log, (h, c) in zip(jobs, pieces.tolist(), logs.tolist(), after, strict=True):
+            job.own += log
+            job.count += 1
+            job.at = Text(h, c, piece, job.own)
+            if job.count == len(job.pieces):
+                job.end(job.at)
 
     def _spell(self, one: Asked, known: int) -> tuple[int, ...]:
         pieces = self._spelled.get(one.word) if one.word < known else None
