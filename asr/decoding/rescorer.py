@@ -45,6 +45,14 @@ class Asked:
     word: int
 
 
+def _up_to(state: SearchState, entry: int) -> Asked:
+    """The text up to an entry of the history."""
+    history = state.history
+    before, word = history.data[entry, [PREVIOUS, NAME]].tolist()
+    above = int(history.hashes[before]) if before >= 0 else state.root
+    return Asked(state, int(history.hashes[entry]), above, before, word)
+
+
 @dataclass
 class _Job:
     """A text that is read: ``count`` of the ``pieces`` of its last word are judged, ``own`` is their log10 probability,
@@ -109,12 +117,12 @@ class Rescorer:
 
     def plant(self, state: SearchState, entry: int, known: int) -> None:
         """Make all words up to an entry of the history the root."""
-        history = state.history
-        key, before = int(history.hashes[entry]), int(history.data[entry, PREVIOUS])
-        above = int(history.hashes[before]) if before >= 0 else state.root
-        self.judge([Asked(state, key, above, before, int(history.data[entry, NAME]))], known)
-        text, state.root = state.texts[key], key
-        state.texts[key] = Text(text.h.clone(), text.c.clone(), text.last, text.own)  # no longer a part of its batch
+        one = _up_to(state, entry)
+        self.judge([one], known)
+        text, state.root = state.texts[one.key], one.key
+        state.texts[one.key] = Text(
+            text.h.clone(), text.c.clone(), text.last, text.own
+        )  # no longer a part of its batch
 
     def _need(self, one: Asked, jobs: dict[tuple[int, int], _Job], known: int) -> None:
         """Note what is not known of a text and of those before it."""
@@ -123,11 +131,7 @@ class Rescorer:
             return
         jobs[place] = _Job(one, self._spell(one, known))
         if one.before not in texts:
-            history, entry = one.state.history, one.entry
-            before = int(history.data[entry, PREVIOUS])
-            above = int(history.hashes[before]) if before >= 0 else one.state.root
-            last = int(history.data[entry, NAME])
-            self._need(Asked(one.state, one.before, above, before, last), jobs, known)
+            self._need(_up_to(one.state, one.entry), jobs, known)
 
     @torch.inference_mode()
     def _read(self, jobs: list[_Job]) -> None:

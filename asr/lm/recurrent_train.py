@@ -38,8 +38,9 @@ WARM_UP = 200
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """``words``: how many are shown in all. ``rows``, ``window``: pieces of one step. ``hold``: every so many-th block
-    of each text is for the report alone."""
+    """``words``: how many are shown in all. ``rows``, ``window``: pieces of one step. ``normalise``: weight of the
+    second of :func:`losses_of`. ``hold``: every so many-th block of each text is for the report alone. ``save``: where
+    the model so far is written every ``save_s``."""
 
     pieces: int = 3000
     words: float = 40e6
@@ -202,8 +203,8 @@ def train(
 
 
 def losses_of(logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross entropy, and the mean square of the logarithm by which the network's numbers miss to be probabilities
-    (J. Devlin et al. 2014, "Fast and robust neural network joint models", ACL): small, and nobody needs to sum them."""
+    """Cross entropy, and the mean square of the logarithm by which the network's numbers miss to be probabilities: held
+    small, they hardly drift (J. Devlin et al. 2014, "Fast and robust neural network joint models", ACL)."""
     normaliser = logits.logsumexp(1)
     chosen = logits.gather(1, wanted[:, None])[:, 0]
     return (normaliser - chosen).mean(), normaliser.square().mean()
@@ -257,7 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=TrainOptions.threads)
     args = parser.parse_args(argv)
     options = TrainOptions(
-        args.pieces, args.words, args.rows, rate=args.rate, dropout=args.dropout, threads=args.threads
+        args.pieces, args.words, args.rows, rate=args.rate, dropout=args.dropout, threads=args.threads, save=args.output
     )
     normalizer = Normalizer()
     names, shares = zip(*(spec.rpartition("=")[::2] for spec in args.texts), strict=True)
