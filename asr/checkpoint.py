@@ -317,13 +317,12 @@ def save_folder(
     import shutil
 
     import torch
-    from safetensors.torch import save
 
     path.mkdir(parents=True, exist_ok=True)
     exact = ("front_end.mean", "front_end.deviation")
     tensors = {k: (v if k in exact else v.to(torch.float16)).detach().cpu().contiguous() for k, v in weights.items()}
     tensors.update({_PRIORS + head: p.float().cpu().contiguous() for head, p in priors.items()})
-    (path / WEIGHTS).write_bytes(save(tensors))  # save_file lets only the owner read
+    _write_weights(path, tensors)
     values: dict[str, Any] = {name: v.to_dict() for name, v in units.items()}
     (path / UNITS).write_text(json.dumps(values, ensure_ascii=False) + "\n", encoding="utf-8")
     for name, source in files.items():
@@ -347,18 +346,23 @@ def copy_folder(folder: ModelFolder, path: Path, tensors: Mapping[str, Tensor]) 
     file has them. Raises ModelError where ``path`` exists."""
     import shutil
 
-    from safetensors.torch import save
-
     if path.exists():
         raise ModelError(f"{path} exists already: give a folder that is to be made")
     config = read_config(folder.path)
     path.mkdir(parents=True)
-    (path / WEIGHTS).write_bytes(save({name: t.contiguous() for name, t in tensors.items()}))
+    _write_weights(path, {name: t.contiguous() for name, t in tensors.items()})
     notes = [file.name for pattern in ("*.md", "LICENSE*") for file in folder.path.glob(pattern)]
     for name in (*config.files, *notes):
         if name != WEIGHTS:
             shutil.copyfile(folder.path / name, path / name)
     update_config(path, config)
+
+
+def _write_weights(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Readable as the user's mask says; safetensors' own ``save_file`` lets only the owner read."""
+    from safetensors.torch import save
+
+    (path / WEIGHTS).write_bytes(save(tensors))
 
 
 def update_config(path: Path, config: FolderConfig) -> None:

@@ -1,4 +1,4 @@
-"""Language models beside each other: size, perplexity, word error rate, and what a second look at the n-best gives.
+"""Language models beside each other: size, perplexity, word error rate, and what a recurrent one gives in the search.
 
     OMP_NUM_THREADS=1 python benchmarks/language_model.py --model en --dev dev-*.tsv [--lm a.lm b.lm.xz ...] \\
         [--limit 100] [--second recurrent.lm] [--perplexity-alone]
@@ -66,10 +66,7 @@ def main() -> None:
         for factor in WEIGHTS:
             config = replace(base.config, lm_weight=base.config.lm_weight * factor)
             search = with_config(base, config)
-            began = time.process_time()
-            rates = [rate(table, recognise(search, table)) for table in tables]
-            took = (time.process_time() - began) / sum(table.seconds for table in tables)
-            print(f"| {path.name} | {config.lm_weight:.2f} | {cells_of(rates)} | {took:.4f} |", flush=True)
+            print(f"| {path.name} | {config.lm_weight:.2f} | {measured(search, tables)} |", flush=True)
     if second:
         second_in_search(recognizer, tables, second)
 
@@ -106,23 +103,24 @@ def rate(table, found):
     return 100 * errors / max(1, sum(map(len, table.references)))
 
 
-def cells_of(rates):
-    """The rates and their mean, as cells of a table."""
-    return " | ".join(f"{value:.2f}" for value in [*rates, sum(rates) / len(rates)])
+def measured(search, tables):
+    """Word error rates, their mean, and processor time of the search per second of audio, as cells of a table."""
+    began = time.process_time()
+    rates = [rate(table, recognise(search, table)) for table in tables]
+    took = (time.process_time() - began) / sum(table.seconds for table in tables)
+    return " | ".join([*(f"{value:.2f}" for value in [*rates, sum(rates) / len(rates)]), f"{took:.4f}"])
 
 
 def second_in_search(recognizer, tables, second):
     """Word error rate and time with a recurrent model in the search, by its share and by how near the best a hypothesis
     has to be for its words to be judged."""
-    model = recognizer.folder.load_language_model()
+    model, config = recognizer.folder.load_language_model(), recognizer.folder.config.search
     print("| share | margin | " + " | ".join(t.name for t in tables) + " | mean | search per s |")
-    for share, margin in [(0.0, MARGINS[1]), *((s, MARGINS[1]) for s in SHARES), *((SHARES[1], m) for m in MARGINS)]:
-        config = replace(recognizer.folder.config.search, second_share=share, second_margin=margin)
-        search = search_with(recognizer, model, config, second)
-        began = time.process_time()
-        rates = [rate(table, recognise(search, table)) for table in tables]
-        took = (time.process_time() - began) / sum(table.seconds for table in tables)
-        print(f"| {share} | {margin:g} | {cells_of(rates)} | {took:.4f} |", flush=True)
+    print(f"| 0.0 | | {measured(search_with(recognizer, model), tables)} |", flush=True)
+    asked = search_with(recognizer, model, replace(config, second_share=SHARES[1]), second)
+    for share, margin in dict.fromkeys([*((s, MARGINS[1]) for s in SHARES), *((SHARES[1], m) for m in MARGINS)]):
+        search = with_config(asked, replace(config, second_share=share, second_margin=margin))
+        print(f"| {share} | {margin:g} | {measured(search, tables)} |", flush=True)
 
 
 def words_of_both(first, second, texts):

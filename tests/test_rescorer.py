@@ -147,6 +147,10 @@ def test_states_of_other_searches_are_refused() -> None:
     with pytest.raises(StateError):
         with_it.check_state(without.step(random_emissions(1, 20, UNITS), without.begin()), None)
     data = state.to_bytes()
+    unknown = SearchState.from_bytes(data)
+    unknown.texts[unknown.root].last = 10_000
+    with pytest.raises(StateError):
+        with_it.check_state(unknown, None)
     broken = state.clone()
     broken.texts[broken.root].h[:] = float("nan")
     with pytest.raises(ValueError, match="no language model"):

@@ -42,7 +42,6 @@ from asr.decoding.lockstep import (
     fits,
     record,
     said_then,
-    sooner,
     sum_texts,
     within,
 )
@@ -375,16 +374,14 @@ class BeamSearch(Lockstep[_Row]):
         added[near] = weight.take(near) * np.log10(1 - share + share * ratio)
         return added
 
-    def _commit(self, beams: Beams, state: SearchState, r: int, long_ago: int) -> Beams:
+    def _commit(self, beams: Beams, state: SearchState, r: int, old: list[int]) -> Beams:
         """See :meth:`Lockstep._commit`. The recurrent language model forgets what no hypothesis has said any more."""
-        if not self._rescorer:
-            return super()._commit(beams, state, r, long_ago)
-        history = state.history
-        old = sooner(history, int(beams.ints[beams.starts[r], HISTORY]), long_ago)
-        if old:
+        if self._rescorer and old:
             self._rescorer.plant(state, old[-1], len(self.words))
-        beams, texts = super()._commit(beams, state, r, long_ago), state.texts
-        state.texts = {key: texts[key] for key in (state.root, *state.history.hashes.tolist()) if key in texts}
+        beams = super()._commit(beams, state, r, old)
+        if self._rescorer:
+            known = state.texts
+            state.texts = {key: known[key] for key in (state.root, *state.history.hashes.tolist()) if key in known}
         return beams
 
     def _children(

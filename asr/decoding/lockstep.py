@@ -219,7 +219,9 @@ class Lockstep(ABC, Generic[About]):
             for r in range(active):
                 states[r].frames += 1
                 if states[r].frames % COMMIT_EVERY == 0:
-                    beams = self._commit(beams, states[r], r, int(now[r]) - self.commit_steps)
+                    best = int(beams.ints[beams.starts[r], HISTORY])
+                    old = _sooner(states[r].history, best, int(now[r]) - self.commit_steps)
+                    beams = self._commit(beams, states[r], r, old)
         _retire(beams, states, 0)
 
     def _agree(self, beams: Beams, states: Sequence[SearchState]) -> Beams:
@@ -272,9 +274,9 @@ class Lockstep(ABC, Generic[About]):
             return np.ones(len(behind), dtype=np.int64)
         return (np.exp(-behind) * 2.0**40).astype(np.int64)
 
-    def _commit(self, beams: Beams, state: SearchState, r: int, long_ago: int) -> Beams:
+    def _commit(self, beams: Beams, state: SearchState, r: int, old: list[int]) -> Beams:
         """See :func:`_commit`."""
-        return _commit(beams, state, r, long_ago)
+        return _commit(beams, state, r, old)
 
     # -- parts of a frame --------------------------------------------------------------------------------------------
 
@@ -466,19 +468,18 @@ def said_then(hashes: Hashes, words: Ints) -> Hashes:
     return hashes * MIX[0] + (words.astype(np.uint64) + np.uint64(1)) * MIX[1]
 
 
-def sooner(history: History, entry: int, step: int) -> list[int]:
+def _sooner(history: History, entry: int, step: int) -> list[int]:
     """The first words up to an entry of the history, those that end before a step."""
     return list(takewhile(lambda one: history.data[one, ENDS] < step, history.chain(entry)))
 
 
-def _commit(beams: Beams, state: SearchState, r: int, long_ago: int) -> Beams:
-    """What the best hypothesis of row ``r`` said before step ``long_ago`` becomes final: those that disagree end."""
+def _commit(beams: Beams, state: SearchState, r: int, old: list[int]) -> Beams:
+    """The first words of the best hypothesis of row ``r``, entries ``old``, become final: those that disagree end."""
     starts = beams.starts
     begin, stop = int(starts[r]), int(starts[r + 1]) if r + 1 < len(starts) else len(beams.ints)
     history, entries = state.history, beams.ints[begin:stop, HISTORY]
     if not history.size:
         return beams
-    old = sooner(history, int(entries[0]), long_ago)
     keep = np.ones(len(entries), dtype=bool)
     if old:
         there = history.at_depth(entries, len(old) - 1)

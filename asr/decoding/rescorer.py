@@ -93,7 +93,7 @@ class Rescorer:
     def fits(self, state: SearchState) -> bool:
         """Whether what a state remembers of texts can be of this model."""
         return state.root in state.texts and all(
-            len(text.h) == len(text.c) == self._size for text in state.texts.values()
+            len(text.h) == len(text.c) == self._size and text.last < len(self._bias) for text in state.texts.values()
         )
 
     def judge(self, asked: Sequence[Asked], known: int) -> NDArray[np.float64]:

@@ -119,8 +119,9 @@ class SearchFactory:
 
     def __call__(self, config: SearchConfig) -> BeamSearch:
         """The search with these settings."""
-        models = self._language_model, config, self._log_priors
-        return BeamSearch(self._vocabulary, self._lexicon, *models, second=self._second)
+        return BeamSearch(
+            self._vocabulary, self._lexicon, self._language_model, config, self._log_priors, second=self._second
+        )
 
     def steps(self) -> dict[str, float]:
         """:data:`STEPS` of the weights that the model has a use for."""
