@@ -13,8 +13,8 @@ from torch import Tensor
 
 from asr import batching
 from asr.errors import UsageError
-from asr.inference import PRECISIONS, _IntegerProduct, inference_form, supports
-from asr.int8 import dequantise, quantise
+from asr.inference import PRECISIONS, _IntegerProduct, _levels, inference_form, product, supports
+from asr.int8 import LARGEST, dequantise, quantise
 from asr.model import AcousticModel
 
 CLOSE = {"atol": 2e-4, "rtol": 1e-4}
@@ -246,6 +246,26 @@ def test_a_product_of_integers(levels: int, monkeypatch: pytest.MonkeyPatch) -> 
     size = x.abs().amax(1, keepdim=True).double() + 1e-3  # what is lost is in proportion to a row's largest value
     assert ((given - exact).abs() / size).max() < 20 / levels**2
     assert torch.equal(given[3], bias)
+
+
+@needs_integers
+def test_a_product_of_bounded_inputs() -> None:
+    """Right to half a step of each input, the same row in any company; the plain product for fp32."""
+    generator = torch.Generator().manual_seed(4)
+    weight = dequantise(*quantise(torch.randn(48, 32, generator=generator)))
+    x, bias = torch.rand(7, 32, generator=generator) * 2 - 1, torch.randn(48, generator=generator)
+    x[0], x[1] = 0.0, 1.0
+    byte = product(weight, bias, "fp16", bounded=True)
+    wanted = x @ weight.T + bias
+    if _levels() != LARGEST:
+        assert torch.allclose(byte.rows(x), wanted, atol=1e-2)
+        return
+    most = 0.5 / LARGEST * weight.abs().sum(1)
+    assert ((byte.rows(x) - wanted).abs() <= most + 1e-4).all()
+    assert not torch.allclose(byte.rows(x), wanted, atol=1e-4)  # inputs are rounded
+    assert torch.allclose(byte.rows(x)[:2], wanted[:2], atol=1e-4)  # but not these
+    assert all(torch.equal(byte.rows(x[i : i + 1])[0], byte.rows(x)[i]) for i in range(7))
+    assert torch.allclose(product(weight, bias, "fp32", bounded=True).rows(x), wanted, atol=1e-5)
 
 
 def test_weights_survive_being_rounded_twice() -> None:

@@ -8,8 +8,20 @@ import numpy as np
 import pytest
 
 from asr.errors import LanguageModelError, ModelError, UsageError
+from asr.lm import recurrent_train
 from asr.lm.recurrent import BOUNDARY, RecurrentConfig, RecurrentModel, load, save
-from asr.lm.recurrent_train import BLOCK, Mixture, Network, TrainOptions, cut, learn_pieces, main, train, windows
+from asr.lm.recurrent_train import (
+    BLOCK,
+    Mixture,
+    Network,
+    TrainOptions,
+    cut,
+    learn_pieces,
+    main,
+    settled,
+    train,
+    windows,
+)
 from asr.vocabulary import BpeVocabulary
 
 LINES = ["the cat sat on the mat", "the dog sat on the log", "a cat and a dog", "it is on the mat", "don't sit on it"]
@@ -149,6 +161,28 @@ def test_a_little_training_learns_the_text():
     good, bad = model.score(["the cat sat on the mat", "the mat cat on the sat"])
     assert good > bad + 1.0
     assert good / 6 > -1.2  # log10 per word; nothing learned would be some -4
+
+
+def test_logarithms_that_miss_little_are_taken_as_they_are(model):
+    weights = {**model.weights, "bias": model.weights["bias"] + 1}
+    shifted = RecurrentModel(model.config, model.pieces, weights)
+    block = np.array(model.pieces.encode("the cat sat on the mat"))
+    assert shifted.piece_log_probs(block) == pytest.approx(model.piece_log_probs(block), abs=1e-5)
+    spread = model.piece_logits(block)[1].std()
+    for limit, near in ((spread * 1.01, True), (spread * 0.99, False)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(recurrent_train, "CLOSE", limit)
+            done = settled(shifted, [block])
+        assert done.config.normalised is near
+        assert done.piece_logits(block)[1].mean() == pytest.approx(0, abs=1e-5)
+        assert done.piece_log_probs(block) == pytest.approx(model.piece_log_probs(block), abs=1e-5)
+    assert settled(model, []) is model
+
+
+def test_whether_it_is_normalised_is_written(model, tmp_path):
+    config = RecurrentConfig(model.config.embedding, model.config.hidden, normalised=True)
+    save(RecurrentModel(config, model.pieces, model.weights), tmp_path / "m")
+    assert load(tmp_path / "m").config == config
 
 
 def test_pieces_and_blocks():

@@ -33,10 +33,12 @@ SEARCH: dict[str, Any] = {"beam": 40, "lm_weight": 1.0, "second_share": 0.4, "se
 UNITS = len(phones())
 
 
-def second_model(texts: Sequence[str] = TEXTS, hidden: int = 32, seed: int = 0) -> RecurrentModel:
+def second_model(
+    texts: Sequence[str] = TEXTS, hidden: int = 32, seed: int = 0, normalised: bool = False
+) -> RecurrentModel:
     """With random weights: what it finds likely is arbitrary, but all it heard counts."""
     pieces = BpeVocabulary.train(texts, 60)
-    config, rng = RecurrentConfig(16, hidden), np.random.default_rng(seed)
+    config, rng = RecurrentConfig(16, hidden, normalised), np.random.default_rng(seed)
     weights = {name: rng.normal(0, 0.6, shape) for name, shape in config.shapes(len(pieces)).items()}
     return RecurrentModel(config, pieces, weights)
 
@@ -55,26 +57,31 @@ def names(hypothesis: Hypothesis) -> tuple[str, ...]:
 def judged(search: BeamSearch, second: RecurrentModel, text: Sequence[str]) -> float:
     """What the second model adds to the score of a text, by the definition."""
     share, context, added = search.config.second_share, np.array([search.scorer.begin]), 0.0
-    before = [second.score([" ".join(text[:n])])[0] for n in range(len(text) + 1)]
+    ids = [second.pieces.encode(" ".join(text[:n])) for n in range(len(text) + 1)]
+    logits, sums = zip(*(second.piece_logits(np.array(one)) for one in ids), strict=True)
+    before = [
+        (a - (0 if second.config.normalised else b)).sum() / np.log(10) for a, b in zip(logits, sums, strict=True)
+    ]
     for word, (a, b) in zip(text, pairwise(before), strict=True):
         first, context = search.scorer.score(context, np.array([search.words.index(word)]))
         added += float(np.log10((1 - share) * 10 ** first[0] + share * 10 ** (b - a)) - first[0])
     return search.config.lm_weight * added
 
 
-@pytest.mark.parametrize("share", [0.3, 1.0])
-def test_scores_are_those_of_the_definition(share: float) -> None:
-    second = second_model()
+@pytest.mark.parametrize("precision, close", [("fp32", 1e-4), (PRECISION, 0.15)])
+@pytest.mark.parametrize("share, normalised", [(0.3, False), (1.0, False), (0.3, True)])
+def test_scores_are_those_of_the_definition(share: float, normalised: bool, precision: str, close: float) -> None:
+    second = second_model(normalised=normalised)
     settings = {**EXACT, "second_share": share, "second_margin": 2e3, "lm_weight": 0.9}
     plain = search_with(second, recombine=False, **{**settings, "second_share": 0.0})
-    search = search_with(second, recombine=False, **settings)
+    search = search_with(second, recombine=False, precision=precision, **settings)
     emissions = random_emissions(3, 5, UNITS)
     by_grams = {names(h): h.score for h in plain.end_nbest(plain.step(emissions, plain.begin()), 10_000)}
     found = search.end_nbest(search.step(emissions, search.begin()), 10_000)
     assert len(found) == len(by_grams) > 30
     for hypothesis in found:
         text = names(hypothesis)
-        assert hypothesis.score == pytest.approx(by_grams[text] + judged(search, second, text), abs=2e-3), text
+        assert hypothesis.score == pytest.approx(by_grams[text] + judged(search, second, text), abs=close), text
     order = sorted(by_grams, key=lambda text: -by_grams[text])
     assert [names(h) for h in found] != order  # it matters
 
@@ -179,8 +186,8 @@ def test_words_of_a_session_and_letters_that_no_piece_has() -> None:
 
 
 def test_what_was_said_counts_in_the_next_segment() -> None:
-    second = second_model()
-    search = search_with(second, **{**EXACT, "second_margin": 2e3, "second_share": 1.0, "lm_weight": 1.0})
+    second, settings = second_model(), {**EXACT, "second_margin": 2e3, "second_share": 1.0, "lm_weight": 1.0}
+    search = search_with(second, precision="fp32", **settings)
     state = search.step(random_emissions(3, 40, UNITS), search.begin())
     words = [word.text for word in search.end(state).words]
     assert len(words) > 3

@@ -80,9 +80,11 @@ class Rescorer:
         self._spelled: dict[int, tuple[int, ...]] = {}
         w = {name: torch.from_numpy(weight) for name, weight in model.weights.items()}
         self._size, self._inputs = model.config.hidden, torch.from_numpy(model.inputs)
-        self._gates: Product = product(torch.from_numpy(model.gates), None, precision)
-        self._out: Product = product(w["out.weight"], w["out.bias"], precision)
-        self._pieces_of: Product = product(w["table"], w["bias"], precision)
+        self._gates: Product = product(torch.from_numpy(model.gates), None, precision, bounded=True)
+        self._out: Product = product(w["out.weight"], w["out.bias"], precision, bounded=True)
+        self._all_pieces: Product | None = None
+        if not model.config.normalised:
+            self._all_pieces = product(w["table"], w["bias"], precision)
         self._table, self._bias = w["table"].numpy(), w["bias"].numpy()
 
     def begin(self) -> Text:
@@ -190,9 +192,11 @@ class Rescorer:
 
     def _queries(self, h: Tensor) -> list[tuple[NDArray[np.float32], float]]:
         """Of each row (hidden,): the vector (embedding,) that pieces are compared with, and the logarithm of the sum
-        over all pieces."""
+        over all pieces (0 for a model that is normalised as it is)."""
         queries = self._out.rows(h)
-        logits = self._pieces_of.rows(queries).numpy()
+        if self._all_pieces is None:
+            return [(query, 0.0) for query in queries.numpy()]
+        logits = self._all_pieces.rows(queries).numpy()
         top = logits.max(axis=1)
         norms = top + np.log(np.exp(logits - top[:, None]).sum(axis=1, dtype=np.float64))
         return list(zip(queries.numpy(), norms.tolist(), strict=True))

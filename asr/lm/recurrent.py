@@ -36,13 +36,16 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class RecurrentConfig:
-    """``embedding``: length of a piece's vector. ``hidden``: units of the LSTM."""
+    """``embedding``: length of a piece's vector. ``hidden``: units of the LSTM. ``normalised``: what the network says
+    of a piece is the logarithm of its probability as it is, near enough, so that nobody has to sum over all pieces."""
 
     embedding: int = 256
     hidden: int = 448
+    normalised: bool = False
 
     def __post_init__(self) -> None:
-        for name, value in to_dict(self).items():
+        for name in ("embedding", "hidden"):
+            value = getattr(self, name)
             require(1 <= value <= 4096, f"{name} of a recurrent language model must be 1 to 4096, not {value}")
 
     def shapes(self, pieces: int) -> dict[str, tuple[int, ...]]:
@@ -105,7 +108,8 @@ class RecurrentModel:
         self, texts: Sequence[str], state: RecurrentState | None = None, end: bool = False
     ) -> NDArray[np.float64]:
         """log10 probability of each of ``texts`` (normalised words) after ``state``: (texts,). ``end``: and that a
-        sentence ends there. Raises UsageError for letters that no piece has."""
+        sentence ends there. Raises UsageError for letters that no piece has. Probabilities here are summed over all
+        pieces, even where the model says that this is not needed."""
         state = state or self.begin()
         rows = [[*self.pieces.encode(text), *([BOUNDARY] if end else [])] for text in texts]
         total = np.zeros(len(rows))
@@ -130,14 +134,21 @@ class RecurrentModel:
 
     def piece_log_probs(self, ids: NDArray[np.integer]) -> NDArray[np.float64]:
         """Natural logarithms of the probability of each piece of a text given those before it: (pieces,)."""
+        said, sums = self.piece_logits(ids)
+        return said - sums
+
+    def piece_logits(self, ids: NDArray[np.integer]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """What the network says of each piece of a text, and the logarithm of the sum over all pieces there; the first
+        less the second is :meth:`piece_log_probs`. Both (pieces,)."""
         h, c, last, outputs = self.begin().h[None], self.begin().c[None], BOUNDARY, []
         for piece in ids.tolist():
             h, c = self._lstm(np.array([last]), h, c)
             outputs.append(h)
             last = piece
         if not outputs:
-            return np.zeros(0)
-        return self._log_probs(np.concatenate(outputs))[np.arange(len(ids)), ids].astype(np.float64)
+            return np.zeros(0), np.zeros(0)
+        logits = self._logits(np.concatenate(outputs))
+        return logits[np.arange(len(ids)), ids].astype(np.float64), _log_sum(logits)[:, 0].astype(np.float64)
 
     def advance(self, text: str, state: RecurrentState, end: bool = False) -> RecurrentState:
         """The state after ``text``. ``end``: and the end of a sentence."""
@@ -156,11 +167,19 @@ class RecurrentModel:
 
     def _log_probs(self, h: Floats) -> Floats:
         """(rows, pieces) natural logarithms."""
+        logits = self._logits(h)
+        return np.asarray(logits - _log_sum(logits))
+
+    def _logits(self, h: Floats) -> Floats:
+        """(rows, pieces) what the network says, before it is normalised."""
         w = self.weights
-        logits = (h @ w["out.weight"].T + w["out.bias"]) @ w["table"].T + w["bias"]
-        logits -= logits.max(axis=1, keepdims=True)
-        logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
-        return np.asarray(logits)
+        return np.asarray((h @ w["out.weight"].T + w["out.bias"]) @ w["table"].T + w["bias"])
+
+
+def _log_sum(logits: Floats) -> Floats:
+    """(rows, 1) logarithm of the sum of the exponentials of (rows, pieces)."""
+    top = logits.max(axis=1, keepdims=True)
+    return np.asarray(top + np.log(np.exp(logits - top).sum(axis=1, keepdims=True)))
 
 
 def _sigmoid(x: Floats) -> Floats:

@@ -13,7 +13,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,7 @@ PIECE_SAMPLE = 200_000  # lines that pieces are learned from
 RARE = 5  # words seen less often in them teach no pieces
 NO_BOUNDARY = 0.2  # of the lines are not set apart from the next one
 WARM_UP = 200
+CLOSE = 0.35  # nats by which logarithms may miss, on the mean, to be taken for those of probabilities
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class TrainOptions:
     window: int = 48
     rate: float = 3e-3
     dropout: float = 0.1
-    normalise: float = 0.05
+    normalise: float = 0.5
     hold: int = 200
     seed: int = 1
     threads: int = 1
@@ -199,12 +200,24 @@ def train(
     for k, part in enumerate(held):
         if part:
             print(f"held-out part of text {k + 1}: {perplexity(model, part):.1f} a piece", file=sys.stderr)
-    return model
+    return settled(model, [block for part in held for block in part])
+
+
+def settled(model: RecurrentModel, blocks: Sequence[NDArray[np.integer]]) -> RecurrentModel:
+    """The same model, its logarithms moved so that on the mean over ``blocks`` they are those of probabilities; it is
+    ``normalised`` where they then miss by less than :data:`CLOSE` (root of the mean square)."""
+    sums = np.concatenate([model.piece_logits(block)[1] for block in blocks] or [np.zeros(0)])
+    if not len(sums):
+        return model
+    weights = {**model.weights, "bias": model.weights["bias"] - np.float32(sums.mean())}
+    print(f"normaliser on held-out text: {sums.mean():.3f}, give or take {sums.std():.3f}", file=sys.stderr, flush=True)
+    return RecurrentModel(replace(model.config, normalised=bool(sums.std() < CLOSE)), model.pieces, weights)
 
 
 def losses_of(logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross entropy, and the mean square of the logarithm by which the network's numbers miss to be probabilities: held
-    small, they hardly drift (J. Devlin et al. 2014, "Fast and robust neural network joint models", ACL)."""
+    """Cross entropy, and the mean square of the logarithm by which the network's numbers miss to be probabilities:
+    where it is small, nobody has to sum over all pieces (J. Devlin et al. 2014, "Fast and robust neural network joint
+    models for statistical machine translation", ACL)."""
     normaliser = logits.logsumexp(1)
     chosen = logits.gather(1, wanted[:, None])[:, 0]
     return (normaliser - chosen).mean(), normaliser.square().mean()
