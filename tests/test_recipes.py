@@ -21,9 +21,10 @@ import numpy as np
 import pytest
 import torch
 
-from asr import lm
+from asr import Recognizer, lm
 from asr.checkpoint import find_model
 from asr.cli import main
+from asr.decoding.beam_search import BeamSearch
 from asr.errors import ConfigError, LanguageModelError, ManifestError, UsageError
 from asr.lexicon import Lexicon
 from asr.model import AcousticModel
@@ -31,7 +32,7 @@ from asr.training import download, finish
 from asr.training import run as training_run
 from asr.training.download import PARTS, Resource, fetch, librispeech
 from asr.training.manifest import read_manifest
-from asr.training.recipe import Plan, find_recipe, read_plan, recipes, with_data_of
+from asr.training.recipe import Plan, Recipe, find_recipe, read_plan, recipes, with_data_of
 from asr.training.report import read_metrics
 from asr.training.train import CHECKPOINT, Trainer, model_config, read_checkpoint
 
@@ -338,6 +339,26 @@ def test_language_models_that_do_not_fit_are_refused(tiny_path: Path, tmp_path: 
         )
     assert finish.language_model("") is None
     assert finish.language_model("en", tmp_path / "x.lm") == tmp_path / "x.lm"
+
+
+def test_a_recurrent_model_comes_with_its_share(tiny_path: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder, theirs = tmp_path / "model", find_model("en")
+    shutil.copytree(tiny_path, folder)
+    before = find_model(folder)
+    finish.add_recurrent(folder, "en")
+    after = find_model(folder)
+    expected = {"second_share": theirs.config.search.second_share, "second_margin": theirs.config.search.second_margin}
+    assert 0 < expected["second_share"] < 1
+    assert after.config.search == dataclasses.replace(before.config.search, **expected)
+    assert after.fingerprint != before.fingerprint
+    search = Recognizer.load(folder, threads=1).search
+    assert isinstance(search, BeamSearch) and search._rescorer
+    with pytest.raises(LanguageModelError, match="has no recurrent language model"):
+        finish.add_recurrent(folder, str(tiny_path))
+    with pytest.raises(ConfigError, match="needs recipe"):
+        Recipe(recurrent="en")
 
 
 # -- downloads ---------------------------------------------------------------------------------------------------------

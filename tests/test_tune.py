@@ -60,6 +60,15 @@ def test_weights_stay_in_their_range_and_others_are_left_alone() -> None:
     assert all(c.lm_weight >= 0 for c in calls)
 
 
+def test_the_share_of_a_recurrent_model_is_a_share() -> None:
+    def more_is_better(config: SearchConfig) -> Trial:
+        return Trial(config, (1 - config.second_share,), 0.0)
+
+    start = SearchConfig(second_share=0.7)
+    assert tune.tune(more_is_better, start, {"second_share": 0.2}).config == replace(start, second_share=1.0)
+    assert "second_share" in tune.STEPS
+
+
 def test_beams_and_thresholds_around_a_setting() -> None:
     around = list(neighbours(SearchConfig(beam=100, threshold=10.0)))
     assert [c.beam for c in around] == [25, 50, 200, 100, 100, 100]
@@ -112,18 +121,18 @@ def test_the_setting_behind_the_texts_is_found_and_written(
     arguments = ["lm", "tune", "--model", str(folder), "--dev", *tables, "-o", str(best_file), "--write"]
     assert command(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["lm_weight", "prior_weight", "word_score", "beam", "threshold", "dev0", "dev1", "mean",
-                                "search"]  # fmt: skip
+    assert lines[0].split() == ["lm_weight", "prior_weight", "word_score", "second_share", "beam", "threshold", "dev0",
+                                "dev1", "mean", "search"]  # fmt: skip
     first, trials = lines[1].split(), [line.split() for line in lines[1:] if line.count(".") >= 4]
-    assert first[:5] == ["2.2", "0", "0.7", "30", "20"]
+    assert first[:6] == ["2.2", "0", "0.7", "0", "30", "20"]
     found = json.loads(best_file.read_text())["search"]
     assert json.loads("\n".join(lines[lines.index("{") :])) == {"search": found}
     assert asdict(find_model(folder).config.search) == found
     assert {k: v for k, v in found.items() if k not in ("lm_weight", "word_score")} == {
         k: v for k, v in asdict(GOOD).items() if k not in ("lm_weight", "word_score")
     }
-    best_rate = min(float(t[7]) for t in trials)
-    assert best_rate < float(first[7]) / 2
+    best_rate = min(float(t[8]) for t in trials)
+    assert best_rate < float(first[8]) / 2
     assert f"best: word error rate {best_rate:.2f} %" in lines
 
 

@@ -8,7 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from asr import lm
-from asr.checkpoint import G2P, LANGUAGE_MODEL, LEXICON, ModelFolder, find_model, update_config
+from asr.checkpoint import (
+    G2P,
+    LANGUAGE_MODEL,
+    LEXICON,
+    RECURRENT,
+    ModelFolder,
+    find_model,
+    read_config,
+    update_config,
+)
 from asr.errors import LanguageModelError, LexiconError
 from asr.lexicon import Lexicon
 from asr.lm.model import NgramModel
@@ -33,6 +42,9 @@ def finish(
     if path is not None:
         log.info("language model: %s", path)
         add_language_model(model, path)
+    if path is not None and recipe.recurrent:
+        log.info("recurrent language model: that of %s", recipe.recurrent)
+        add_recurrent(model, recipe.recurrent)
     if path is not None and recipe.tune:
         tune.main(str(model), dev, limit=recipe.tune, out=out / "search.json", write=True, device=device)
     evaluate.main(str(model), test, out / EVALUATION, streaming=True, offline=False, limit=None, device=device)
@@ -70,6 +82,18 @@ def add_language_model(folder: Path, path: Path) -> None:
             lexicon.g2p.save(folder / G2P)
     lm.save(language_model, folder / LANGUAGE_MODEL)
     update_config(folder, model.config)
+
+
+def add_recurrent(folder: Path, name: str) -> None:
+    """Put the recurrent language model of another model, by name or folder, into a model folder, with its share and
+    margin in that model's search. Raises ModelError, and LanguageModelError where there is none."""
+    source = find_model(name)
+    if source.load_recurrent() is None:
+        raise LanguageModelError(f"the model {name} has no recurrent language model")
+    (folder / RECURRENT).write_bytes((source.path / RECURRENT).read_bytes())
+    config, theirs = read_config(folder), source.config.search
+    asked = {name: getattr(theirs, name) for name in ("second_share", "second_margin")}
+    update_config(folder, dataclasses.replace(config, search=dataclasses.replace(config.search, **asked)))
 
 
 def in_lower_case(model: NgramModel) -> NgramModel:

@@ -34,7 +34,8 @@ class Recipe:
 
     ``data``, ``dev``, ``test``: manifests, or none (then `--data` and `--dev` are needed). ``tables``: keys of PATHS
     that its figures were made with and that the user has to give. ``language_model``: ``librispeech`` (OpenSLR's pruned
-    trigram), the name or folder of a model that has one, or none; ``tune``: utterances of each dev table on which the
+    trigram), the name or folder of a model that has one, or none; ``recurrent``: the name or folder of a model whose
+    recurrent language model the search asks, too, or none; ``tune``: utterances of each dev table on which the
     weights of the search are found, 0: it keeps its defaults. ``disk``, ``time`` and ``error``: what to expect; the
     last two begin with "measured" or "estimate".
     """
@@ -45,6 +46,7 @@ class Recipe:
     test: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
     language_model: str = ""
+    recurrent: str = ""
     tune: int = 0
     disk: str = ""
     time: str = ""
@@ -53,6 +55,7 @@ class Recipe:
     def __post_init__(self) -> None:
         require(all(name in PATHS for name in self.tables), f"recipe.tables: choose from {', '.join(PATHS)}")
         require(self.tune >= 0, "recipe.tune must not be negative")
+        require(bool(self.language_model) or not self.recurrent, "recipe.recurrent needs recipe.language_model")
         for name in ("time", "error"):
             value = getattr(self, name)
             require(

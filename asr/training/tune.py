@@ -26,13 +26,13 @@ from asr.training import metrics
 from asr.training.evaluate import emissions_of, load_utterances
 from asr.training.manifest import read_corpora
 
-STEPS = {"lm_weight": 0.4, "prior_weight": 0.2, "word_score": 0.6}
+STEPS = {"lm_weight": 0.4, "prior_weight": 0.2, "word_score": 0.6, "second_share": 0.2}
 """First step of each weight; the order is that in which they are moved."""
 SCALES = (1.0, 0.5, 0.25)
 """What the steps are multiplied with, round by round."""
 BEAMS = (0.25, 0.5, 2.0)
 THRESHOLDS = (0.6, 0.8, 1.25)
-_NOT_NEGATIVE = ("lm_weight", "prior_weight")
+_RANGES = {"lm_weight": (0.0, np.inf), "prior_weight": (0.0, np.inf), "second_share": (0.0, 1.0)}
 _TOGETHER = 32  # segments in a step of the search
 
 
@@ -125,7 +125,11 @@ class SearchFactory:
 
     def steps(self) -> dict[str, float]:
         """:data:`STEPS` of the weights that the model has a use for."""
-        useless = {"lm_weight": self._language_model is None, "prior_weight": self._log_priors is None}
+        useless = {
+            "lm_weight": self._language_model is None,
+            "prior_weight": self._log_priors is None,
+            "second_share": self._language_model is None or self._second is None,
+        }
         return {name: step for name, step in STEPS.items() if not useless.get(name)}
 
 
@@ -221,8 +225,8 @@ def _line_search(at: Measure, best: Trial, name: str, step: float) -> Trial:
 
 def _moved(config: SearchConfig, name: str, step: float) -> SearchConfig:
     value = getattr(config, name) + step
-    least = 0.0 if name in _NOT_NEGATIVE else -np.inf
-    return replace(config, **{name: round(max(least, value), 4)})
+    least, most = _RANGES.get(name, (-np.inf, np.inf))
+    return replace(config, **{name: round(min(most, max(least, value)), 4)})
 
 
 def neighbours(config: SearchConfig) -> Iterator[SearchConfig]:
@@ -235,14 +239,17 @@ def neighbours(config: SearchConfig) -> Iterator[SearchConfig]:
 
 def header(names: Sequence[str]) -> str:
     """The head of the columns of :func:`row`; rates are in per cent."""
-    settings = f"{'lm_weight':>9} {'prior_weight':>12} {'word_score':>10} {'beam':>5} {'threshold':>9}"
+    settings = (
+        f"{'lm_weight':>9} {'prior_weight':>12} {'word_score':>10} {'second_share':>12} {'beam':>5} {'threshold':>9}"
+    )
     return " ".join([settings, *(f"{name:>{_width(name)}}" for name in names), "  mean  search"])
 
 
 def row(trial: Trial, names: Sequence[str]) -> str:
     """One setting and what it gives on the tables; ``search`` is seconds of search per second of audio."""
     c = trial.config
-    settings = f"{c.lm_weight:>9g} {c.prior_weight:>12g} {c.word_score:>10g} {c.beam:>5} {c.threshold:>9g}"
+    settings = f"{c.lm_weight:>9g} {c.prior_weight:>12g} {c.word_score:>10g} {c.second_share:>12g}"
+    settings = f"{settings} {c.beam:>5} {c.threshold:>9g}"
     rates = [f"{100 * rate:>{_width(name)}.2f}" for rate, name in zip(trial.rates, names, strict=True)]
     return " ".join([settings, *rates, f"{100 * trial.mean:>6.2f} {trial.speed:>7.4f}"])
 
