@@ -33,7 +33,7 @@ _UNSPELLABLE = -6.0  # log10 probability of a word with letters that no piece ha
 Name = Callable[[SearchState, int], str]
 
 
-@dataclass
+@dataclass(slots=True)
 class Asked:
     """A text whose last ``word`` is to be judged. ``key``: of the text; ``before``: of the one without this word, whose
     own last word is ``entry`` of the history (-1: none that is not committed)."""
@@ -53,7 +53,7 @@ def _up_to(state: SearchState, entry: int) -> Asked:
     return Asked(state, int(history.hashes[entry]), above, before, word)
 
 
-@dataclass
+@dataclass(slots=True)
 class _Job:
     """A text that is read: ``count`` of the ``pieces`` of its last word are judged, ``own`` is their log10 probability,
     and ``at`` is the text up to there (None: the words before it are not known yet)."""
