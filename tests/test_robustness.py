@@ -384,9 +384,10 @@ def test_words_go_to_the_utterance_in_which_they_lie(bench: Callable[[str], Modu
 
 @pytest.mark.slow
 def test_the_place_in_a_stream_does_not_matter(bench: Callable[[str], ModuleType], clips: dict[Path, str]) -> None:
-    """Three minutes of clips, again and again, with the shipped model: never worse than each by itself, nor better, by
-    more than a word in ten. (Not to the letter: the network's state goes through the pauses, and a word that is nearly
-    another one may change with what came before it.)"""
+    """Three minutes of clips, again and again, with the shipped model: never worse than each by itself by more than a
+    word in ten, and the later rounds are neither worse nor better than the earlier ones by so much. (Not to the letter:
+    the network's state goes through the pauses, and the recurrent language model remembers what was said, so that words
+    that come again may be heard better than the first time.)"""
     if not (models_folder() / "en" / "config.json").is_file():
         pytest.skip("models/en is not there: train it, or get it with the repository")
     english = Recognizer.load("en", threads=1)
@@ -401,7 +402,10 @@ def test_the_place_in_a_stream_does_not_matter(bench: Callable[[str], ModuleType
         return sum(metrics.edits(said, text).errors for said, text in zip(clips.values(), texts, strict=True))
 
     few = 0.1 * sum(len(said.split()) for said in clips.values())
-    assert all(abs(errors(r.texts) - errors(alone)) <= few for r in rounds)
+    of_rounds = [errors(r.texts) for r in rounds]
+    assert all(of <= errors(alone) + few for of in of_rounds)
+    half = len(rounds) // 2
+    assert abs(np.mean(of_rounds[1:half]) - np.mean(of_rounds[half:])) <= few
 
 
 # --- how soon words appear (benchmarks/partials.py) ---------------------------------------------------------------
