@@ -192,8 +192,7 @@ class _IntegerProduct(Product):
 
 
 class _ByteProduct(_IntegerProduct):
-    """Weights in 8 bits; inputs, which lie between -1 and 1, rounded to 8 bits: for those that are rounded anyway, as
-    what is written to disk in 8 bits, and for few rows and many by far the fastest."""
+    """Weights in 8 bits; inputs, which lie between -1 and 1, rounded to 8 bits. For few rows the fastest."""
 
     def _multiply(self, x: Tensor) -> Tensor:
         y = _multiply_integers(x, self.packed, self.levels)

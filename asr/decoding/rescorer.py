@@ -25,7 +25,7 @@ from torch import Tensor
 
 from asr.decoding.search_state import NAME, PREVIOUS, SearchState, Text
 from asr.inference import PRECISION, Product, product
-from asr.lm.recurrent import BOUNDARY, RecurrentModel
+from asr.lm.recurrent import BOUNDARY, RecurrentModel, log_sum
 
 _LOG10 = math.log(10.0)
 _UNSPELLABLE = -6.0  # log10 probability of a word with letters that no piece has
@@ -196,7 +196,5 @@ class Rescorer:
         queries = self._out.rows(h)
         if self._all_pieces is None:
             return [(query, 0.0) for query in queries.numpy()]
-        logits = self._all_pieces.rows(queries).numpy()
-        top = logits.max(axis=1)
-        norms = top + np.log(np.exp(logits - top[:, None]).sum(axis=1, dtype=np.float64))
+        norms = log_sum(self._all_pieces.rows(queries).numpy())
         return list(zip(queries.numpy(), norms.tolist(), strict=True))

@@ -148,7 +148,7 @@ class RecurrentModel:
         if not outputs:
             return np.zeros(0), np.zeros(0)
         logits = self._logits(np.concatenate(outputs))
-        return logits[np.arange(len(ids)), ids].astype(np.float64), _log_sum(logits)[:, 0].astype(np.float64)
+        return logits[np.arange(len(ids)), ids].astype(np.float64), log_sum(logits)
 
     def advance(self, text: str, state: RecurrentState, end: bool = False) -> RecurrentState:
         """The state after ``text``. ``end``: and the end of a sentence."""
@@ -168,7 +168,7 @@ class RecurrentModel:
     def _log_probs(self, h: Floats) -> Floats:
         """(rows, pieces) natural logarithms."""
         logits = self._logits(h)
-        return np.asarray(logits - _log_sum(logits))
+        return np.asarray(logits - log_sum(logits)[:, None], dtype=np.float32)
 
     def _logits(self, h: Floats) -> Floats:
         """(rows, pieces) what the network says, before it is normalised."""
@@ -176,10 +176,10 @@ class RecurrentModel:
         return np.asarray((h @ w["out.weight"].T + w["out.bias"]) @ w["table"].T + w["bias"])
 
 
-def _log_sum(logits: Floats) -> Floats:
-    """(rows, 1) logarithm of the sum of the exponentials of (rows, pieces)."""
-    top = logits.max(axis=1, keepdims=True)
-    return np.asarray(top + np.log(np.exp(logits - top).sum(axis=1, keepdims=True)))
+def log_sum(logits: Floats) -> NDArray[np.float64]:
+    """(rows,) logarithm of the sum of the exponentials of (rows, pieces)."""
+    top = logits.max(axis=1)
+    return np.asarray(top + np.log(np.exp(logits - top[:, None]).sum(axis=1, dtype=np.float64)))
 
 
 def _sigmoid(x: Floats) -> Floats:

@@ -92,8 +92,8 @@ def add_recurrent(folder: Path, name: str) -> None:
         raise LanguageModelError(f"the model {name} has no recurrent language model")
     (folder / RECURRENT).write_bytes((source.path / RECURRENT).read_bytes())
     config, theirs = read_config(folder), source.config.search
-    asked = {name: getattr(theirs, name) for name in ("second_share", "second_margin")}
-    update_config(folder, dataclasses.replace(config, search=dataclasses.replace(config.search, **asked)))
+    search = dataclasses.replace(config.search, second_share=theirs.second_share, second_margin=theirs.second_margin)
+    update_config(folder, dataclasses.replace(config, search=search))
 
 
 def in_lower_case(model: NgramModel) -> NgramModel:
