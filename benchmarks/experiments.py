@@ -71,13 +71,15 @@ PRIOR_BATCHES = 5
 @dataclass(frozen=True)
 class Cell:
     """A run. ``values``: changes to the base; ``crf_from``: part of the budget from which on the share ``crf`` holds;
-    ``equal_size``: the width is chosen so that the network has the parameters of the base."""
+    ``equal_size``: the width is chosen so that the network has the parameters of the base; ``tables``: names of further
+    training tables, as ``--tables`` gives them."""
 
     name: str
     group: str = ""
     note: str = ""
     crf_from: float = 0.0
     equal_size: bool = False
+    tables: tuple[str, ...] = ()
     values: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -105,6 +107,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             if unknown:
                 print(f"{cell.name}: left out, the trainer knows no '{unknown[0]}'", flush=True)
                 continue
+            missing = [name for name in cell.tables if name not in args.tables]
+            if missing:
+                print(f"{cell.name}: left out, it needs --tables {missing[0]}=TABLE", flush=True)
+                continue
             settings = settings_of(base, cell)
             key = digest(settings, cell, args)
             if any(r["key"] == key for r in read_results(results)):
@@ -124,6 +130,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cells", nargs="+", default=[], metavar="NAME", help="cells or groups (default: all)")
     parser.add_argument("--data", nargs="+", default=[])
     parser.add_argument("--dev", nargs="+", default=[])
+    parser.add_argument("--tables", nargs="+", default=[], metavar="NAME=TABLE", help="training tables of some cells")
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--seconds", type=float, default=1200.0, help="training time of each cell (1200)")
     budget.add_argument("--steps", type=int, default=0, help="training steps of each cell instead")
@@ -141,6 +148,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(argv)
     args.command = shlex.join(["python", "benchmarks/experiments.py", *(sys.argv[1:] if argv is None else argv)])
+    if not all("=" in table for table in args.tables):
+        parser.error("--tables: give NAME=TABLE")
+    args.tables = dict(table.split("=", 1) for table in args.tables)
     args.budget = Budget(steps=args.steps) if args.steps else Budget(seconds=args.seconds)
     if not args.table and not (args.data and args.dev):
         parser.error("--data and --dev are needed unless --table is given")
@@ -210,7 +220,8 @@ def digest(config: TrainConfig, cell: Cell, args: argparse.Namespace) -> str:
     """What makes a run another run."""
     given = {**to_dict(config), "cache": "", "crf_from": cell.crf_from}
     measured = [args.words, args.limit, args.tune, args.beam]
-    rest = [str(args.budget), args.data, args.dev, *measured, args.device, args.prior_weights, args.lm_weights]
+    data = [*args.data, *(args.tables[name] for name in cell.tables)]
+    rest = [str(args.budget), data, args.dev, *measured, args.device, args.prior_weights, args.lm_weights]
     text = json.dumps([given, *rest, *([args.init] if args.init else [])], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -269,7 +280,8 @@ def run_cell(cell: Cell, settings: TrainConfig, args: argparse.Namespace) -> dic
     if not settings.cache:
         settings = dataclasses.replace(settings, cache=str((args.out / "cache").resolve()))
     device = own_device(args.device)
-    prepared = prepare(settings, args.data, args.dev, folder)
+    data = [*args.data, *(args.tables[name] for name in cell.tables)]
+    prepared = prepare(settings, data, args.dev, folder)
     model = model_from(settings, prepared.data, find_model(args.init) if args.init else None)
     print(f"{cell.name}: {model.parameter_count / 1e6:.2f} million parameters, {args.budget}", flush=True)
     trainer = BudgetTrainer(settings, model, prepared.data, prepared.maker, folder, device)

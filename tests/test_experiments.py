@@ -47,6 +47,18 @@ crf_from = 0.5
 group = "objective"
 name = "of tomorrow"
 nothing_like_it = 0.2
+[[cells]]
+group = "data"
+name = "twice as much"
+tables = ["again"]
+[[cells]]
+group = "data"
+name = "what is not here"
+tables = ["elsewhere"]
+[[cells]]
+group = "teacher"
+name = "both directions"
+model = {bidirectional = true, lookahead = [0, 0]}
 """
 
 
@@ -70,20 +82,20 @@ def speech(tmp_path: Path) -> Path:
 
 def test_every_cell_is_a_configuration_and_differs_from_the_base(experiments: ModuleType) -> None:
     base, cells = experiments.read_cells(experiments.CELLS)
-    groups = {"base", "units", "objective", "optimiser", "body", "adaptation", "augmentation"}
+    groups = {"base", "units", "objective", "optimiser", "body", "adaptation", "augmentation", "teacher", "data"}
     assert {cell.group for cell in cells} == groups
     plain = experiments.settings_of(base, cells[0])
     assert cells[0].name == "base" and not cells[0].values
     for cell in cells[1:]:
         if "consistency" not in cell.values or hasattr(plain, "consistency"):
-            assert experiments.settings_of(base, cell) != plain, cell.name
+            assert experiments.settings_of(base, cell) != plain or cell.tables, cell.name
 
 
 def test_cells_of_the_body_have_equal_sizes_and_the_latency_they_say(experiments: ModuleType) -> None:
     base, cells = experiments.read_cells(experiments.CELLS)
     wanted = experiments.size(experiments.config_of(base), 0)
     equal = [cell for cell in cells if cell.equal_size]
-    assert len(equal) == 6
+    assert len(equal) == 7
     for cell in equal:
         config = experiments.settings_of(base, cell)
         assert experiments.size(config, 0) == pytest.approx(wanted, rel=0.05), cell.name
@@ -118,7 +130,7 @@ def test_wrong_files_are_refused(text: str, says: str, tmp_path: Path, experimen
 
 def test_a_run_is_another_with_another_setting_or_budget(experiments: ModuleType) -> None:
     base, cells = experiments.read_cells(experiments.CELLS)
-    args = experiments._arguments(["--out", "o", "--data", "d", "--dev", "e", "--steps", "5"])
+    args = experiments._arguments(["--out", "o", "--data", "d", "--dev", "e", "--steps", "5", "--tables", "more=m"])
     longer = experiments._arguments(["--out", "o", "--data", "d", "--dev", "e", "--steps", "6"])
     config = experiments.settings_of(base, cells[0])
     keys = {
@@ -126,8 +138,9 @@ def test_a_run_is_another_with_another_setting_or_budget(experiments: ModuleType
         experiments.digest(config, cells[0], longer),
         experiments.digest(dataclasses.replace(config, seed=2), cells[0], args),
         experiments.digest(config, dataclasses.replace(cells[0], crf_from=0.3), args),
+        experiments.digest(config, dataclasses.replace(cells[0], tables=("more",)), args),
     }
-    assert len(keys) == 4
+    assert len(keys) == 5
     assert experiments.digest(dataclasses.replace(config, cache="x"), cells[0], args) in keys
 
 
@@ -143,10 +156,12 @@ def test_a_tiny_series(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     shares: list[tuple[str, float, bool]] = []
+    sizes: dict[str, int] = {}
     step = experiments.BudgetTrainer.train_step
 
     def watched(self: Any) -> dict[str, float]:
         scalars = step(self)
+        sizes[self.out.name] = len(self.data)
         shares.append((self.out.name, scalars["learning_rate"], "crf" in scalars))
         return dict(scalars)
 
@@ -155,17 +170,21 @@ def test_a_tiny_series(
     manifest = str(speech / "train.tsv")
     command = ["--out", str(tmp_path / "out"), "--file", str(speech / "cells.toml"), "--steps", "4", "--limit", "3"]
     command += ["--tune", "2", "--data", manifest, "--dev", manifest, "--words", str(tiny_path), "--set", "seed=3"]
+    command += ["--tables", f"again={manifest}"]
     try:
         assert experiments.main(command) == 0
         printed = capsys.readouterr().out
         results = experiments.read_results(tmp_path / "out" / "results.jsonl")
-        assert [r["name"] for r in results] == ["base", "characters", "ctc, then crf"]
+        names = ["base", "characters", "ctc, then crf", "twice as much", "both directions"]
+        assert [r["name"] for r in results] == names
+        assert "what is not here: left out, it needs --tables elsewhere=TABLE" in printed
         assert "of tomorrow: left out, the trainer knows no 'nothing_like_it'" in printed
         # Each had its budget, warm-up to decay; CTC-CRF came in the second half of its run.
         assert all((r["steps"], r["budget"], r["skipped"]) == (4, "4 steps", 0) for r in results)
         rates = [rate for name, rate, _ in shares if name == "base"]
         assert rates[0] < rates[1] == 1e-3 > rates[3] > 1e-5
         assert [crf for name, _, crf in shares if name == "ctc-then-crf"] == [False, False, True, True]
+        assert sizes["twice-as-much"] == 2 * sizes["base"] > 0
         # Each was measured.
         for result in results:
             assert set(result["words"]) == set(result["greedy"]) == {"train"}
@@ -173,7 +192,7 @@ def test_a_tiny_series(
         assert set(results[0]["units"]) == {"train/phones_error", "train/characters_error"}
         assert set(results[1]["units"]) == {"train/characters_error"}
         lines = [line for line in printed.splitlines() if line.startswith("| ")]
-        assert [line.split(" | ")[1] for line in lines] == ["cell", "base", "characters", "ctc, then crf"]
+        assert [line.split(" | ")[1] for line in lines] == ["cell", *names]
         assert "train" in lines[0] and "benchmarks/experiments.py --out" in printed
 
         # What is there is not run again; what a crash cut short is.
@@ -183,7 +202,7 @@ def test_a_tiny_series(
         run_cell = experiments.run_cell
         monkeypatch.setattr(experiments, "run_cell", never)
         assert experiments.main(command) == 0
-        assert capsys.readouterr().out.count("is there already") == 3
+        assert capsys.readouterr().out.count("is there already") == 5
         path = tmp_path / "out" / "results.jsonl"
         path.write_text("".join(path.read_text().splitlines(True)[:2]) + '{"key": "a')
         ran: list[str] = []
@@ -194,8 +213,8 @@ def test_a_tiny_series(
 
         monkeypatch.setattr(experiments, "run_cell", counted)
         assert experiments.main(command) == 0
-        assert ran == ["ctc, then crf"]
-        assert len(experiments.read_results(path)) == 3
+        assert ran == names[2:]
+        assert len(experiments.read_results(path)) == 5
     finally:
         torch.set_num_threads(threads)
 

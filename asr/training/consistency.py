@@ -57,8 +57,13 @@ def consistency_loss(log_probs: Tensor, steps: Tensor) -> Tensor:
     rows = len(log_probs) // 2
     if len(log_probs) % 2 or not bool((steps[:rows] == steps[rows:]).all()):
         raise ValueError("rows must be pairs of equal length: all first views, then all second views")
-    mine = log_probs.float()
-    other = torch.cat([mine[rows:], mine[:rows]]).detach()
-    divergence = (other.exp() * (other - mine)).sum(-1)
+    other = torch.cat([log_probs[rows:], log_probs[:rows]]).detach()
+    return divergence(other, log_probs, steps)
+
+
+def divergence(of: Tensor, log_probs: Tensor, steps: Tensor) -> Tensor:
+    """The sum over rows and steps of KL(of || log_probs), in nats; both (rows, steps, units), ``steps`` of each row."""
+    wanted, mine = of.float(), log_probs.float()
+    each = (wanted.exp() * (wanted - mine)).sum(-1)
     inside = torch.arange(mine.shape[1], device=mine.device) < steps.to(mine.device)[:, None]
-    return torch.where(inside, divergence, 0.0).sum()
+    return torch.where(inside, each, 0.0).sum()

@@ -126,9 +126,16 @@ def load_utterances(utterances: Sequence[Utterance]) -> list[Samples]:
 
 
 def decode(recognizer: Recognizer, audio: Sequence[Samples], chunk_ms: int, streams: int = STREAMS) -> list[str]:
-    """The text of every utterance, each a stream of its own fed in chunks, ``streams`` of them in a network step."""
+    """The text of every utterance, as :func:`segments_of` hears it."""
+    return [" ".join(s.text for s in heard) for heard in segments_of(recognizer, audio, chunk_ms, streams)]
+
+
+def segments_of(
+    recognizer: Recognizer, audio: Sequence[Samples], chunk_ms: int, streams: int = STREAMS
+) -> list[list[Segment]]:
+    """The segments of every utterance, each a stream of its own fed in chunks, ``streams`` of them in a step."""
     size = recognizer.sample_rate * chunk_ms // 1000
-    texts = [""] * len(audio)
+    segments: list[list[Segment]] = [[] for _ in audio]
     order = sorted(range(len(audio)), key=lambda i: len(audio[i]))
     for first in range(0, len(order), streams):
         members = order[first : first + streams]
@@ -142,8 +149,8 @@ def decode(recognizer: Recognizer, audio: Sequence[Samples], chunk_ms: int, stre
             position += size
         for i in members:
             heard[i].extend(sessions[i].finish())
-            texts[i] = " ".join(r.text for r in heard[i] if isinstance(r, Segment))
-    return texts
+            segments[i] = [r for r in heard[i] if isinstance(r, Segment)]
+    return segments
 
 
 def decode_whole(recognizer: Recognizer, audio: Sequence[Samples]) -> list[str]:

@@ -33,6 +33,7 @@ from asr.training.batch_source import BatchSource, Place
 from asr.training.batches import Batch, BatchMaker, BatchPlan, TrainingSet
 from asr.training.consistency import consistency_loss
 from asr.training.crf import Denominator, unit_trigram
+from asr.training.distillation import Teacher
 from asr.training.muon import Muon, matrices_of
 from asr.training.train_config import TrainConfig
 from asr.training.train_config import model_config as model_config
@@ -83,6 +84,7 @@ class Trainer:
         self.average = {k: v.detach().clone() for k, v in model.state_dict().items()}
         self.denominator = _denominator(config, data, self.device)
         self.word_errors = _word_errors(config, data)
+        self.teacher = _teacher(config, data, self.device)
         self.step = 0
         self.epoch = 0
         self.position = 0  # steps done in this epoch
@@ -173,9 +175,9 @@ class Trainer:
     def _losses(
         self, batch: Batch, carry: Carried | None, lookahead: Sequence[int] | None
     ) -> tuple[dict[str, Tensor], Carried]:
-        frames, lengths = batch.frames.to(self.device), batch.lengths.to(self.device)
+        frames, frame_counts = batch.frames.to(self.device), batch.lengths.to(self.device)
         with self.autocast():
-            out, steps, state = self.model(frames, lengths, carry, lookahead)
+            out, steps, state = self.model(frames, frame_counts, carry, lookahead)
         losses = {}
         first = self.config.heads[0]
         for name, log_probs in out.items():
@@ -198,6 +200,9 @@ class Trainer:
         if self.word_errors is not None:
             words = sum(len(text.split()) for text in batch.texts)
             losses["word_errors"] = self.word_errors(out[first], steps, batch.texts) / max(1, words)
+        if self.teacher is not None:
+            with self.autocast():
+                losses["teacher"] = self.teacher(frames, frame_counts, out[first], steps) / units
         if self.config.consistency:
             losses["consistency"] = consistency_loss(out[first], steps) / units
         return losses, state
@@ -212,6 +217,7 @@ class Trainer:
         first = self.config.heads[0]
         weights["crf"] = weights[first] * self.config.crf
         weights["word_errors"] = self.config.word_errors
+        weights["teacher"] = weights[first] * self.config.distillation
         weights["consistency"] = weights[first] * self.config.consistency
         weights[first] *= 1 - self.config.crf
         return torch.stack([losses[name] * weights[name] for name in losses]).sum()
@@ -402,6 +408,14 @@ def _word_errors(config: TrainConfig, data: TrainingSet) -> ExpectedWordErrors |
     if not config.word_errors:
         return None
     return ExpectedWordErrors(word_search(find_model(config.word_model), first, data.heads[first]))
+
+
+def _teacher(config: TrainConfig, data: TrainingSet, device: torch.device) -> Teacher | None:
+    """Of the first head."""
+    first = config.heads[0]
+    if not config.distillation:
+        return None
+    return Teacher(find_model(config.teacher), first, data.heads[first], config.features, device)
 
 
 def _seed(*numbers: int) -> int:

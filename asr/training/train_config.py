@@ -63,10 +63,11 @@ class TrainConfig:
     ``model`` holds the keys of :class:`~asr.model.ModelConfig` but ``heads`` and ``mels``, which follow from ``heads``
     and ``features`` here. ``head_weights`` of the losses; ``crf``: share of CTC-CRF in the loss of the first head
     (:mod:`asr.training.crf`), the rest is CTC; ``consistency``: weight of CR-CTC (:mod:`asr.training.consistency`),
-    for which every row comes twice in a batch; ``word_errors``: weight of the expected word errors per word
-    (:mod:`asr.training.word_errors`), with the lexicon and language model of ``word_model``; ``batch_seconds``: audio
-    per process and batch, padding included;
-    ``fewest_rows`` of a batch, also when they are longer than that; ``accumulate``: batches per step and process.
+    for which every row comes twice in a batch; ``distillation``: weight, in the loss of the first head, of what the
+    model ``teacher`` says of every step (:mod:`asr.training.distillation`); ``word_errors``: weight of the expected
+    word errors per word (:mod:`asr.training.word_errors`), with the lexicon and language model of ``word_model``;
+    ``batch_seconds``: audio per process and batch, padding included; ``fewest_rows`` of a batch, also when they are
+    longer than that; ``accumulate``: batches per step and process.
     ``carry``: share of rows that start from the state others ended in. ``short_lookaheads``: further, shorter values of
     ``model.lookahead``; ``short_share`` of the batches are trained with one of them, so that the network can be used
     with any. ``noise``: table of sounds without speech; ``made_noises``: how many computed ones are added
@@ -86,6 +87,8 @@ class TrainConfig:
     head_weights: tuple[float, ...] = (0.7, 0.3)
     crf: float = 0.0
     consistency: float = 0.0
+    distillation: float = 0.0
+    teacher: str = "en"
     word_errors: float = 0.0
     word_model: str = "en"
     intermediate_weight: float = 0.3
@@ -121,6 +124,7 @@ class TrainConfig:
         require(sum(self.head_weights) > 0, "head_weights: at least one must be positive")
         require(0 <= self.crf <= 1, f"crf is a share of the loss: 0 to 1, got {self.crf}")
         require(self.consistency >= 0, "consistency must not be negative")
+        require(self.distillation >= 0, "distillation must not be negative")
         require(self.word_errors >= 0, "word_errors must not be negative")
         require(self.intermediate_weight >= 0, "intermediate_weight must not be negative")
         require(self.made_noises >= 0, "made_noises must not be negative")
