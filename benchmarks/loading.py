@@ -33,6 +33,7 @@ PARTS = (
     ("its inference form", "asr.recognizer", "inference_form"),
     ("lexicon", "asr.checkpoint", "ModelFolder.load_lexicon"),
     ("language model", "asr.checkpoint", "ModelFolder.load_language_model"),
+    ("recurrent language model", "asr.checkpoint", "ModelFolder.load_recurrent"),
     ("its form for the search", "asr.decoding.beam_search", "Scorer"),
     ("spellings", "asr.lexicon", "Lexicon.spellings"),
     ("lexicon tree", "asr.decoding.beam_search", "build"),
@@ -108,6 +109,8 @@ def measured(found: Costs, inner: list[float], name: str, owner: Any, attribute:
     *path, last = attribute.split(".")
     for step in path:
         owner = getattr(owner, step)
+    if not hasattr(owner, last):  # an older revision
+        return
     plain: Callable[..., Any] = getattr(owner, last)
 
     def timed(*args: Any, **kwargs: Any) -> Any:
