@@ -47,6 +47,7 @@ from asr.decoding.endpoint import Endpointer
 from asr.decoding.greedy import best_path
 from asr.decoding.hypothesis import Emissions
 from asr.errors import AsrError, ConfigError, UsageError
+from asr.inference import PRECISION
 from asr.model import AcousticModel
 from asr.recognizer import Recognizer
 from asr.training import metrics
@@ -60,10 +61,13 @@ from asr.training.train_config import TrainConfig
 from asr.training.tune import SearchFactory, Table, cut_segments, measure
 from asr.vocabulary import PhoneVocabulary
 
+sys.path.insert(0, str(Path(__file__).parent))
+from variants import applied
+
 CELLS = Path(__file__).with_suffix(".toml")
 RESULTS = "results.jsonl"
 WARMUP, DECAY = 0.05, 0.4  # parts of the budget: end of the warm-up, beginning of the decay
-WIDTHS = 16  # widths are multiples of it: the inference form wants that
+WIDTHS = 16  # widths are multiples of it: the inference form wants that; it does not read variants
 SAY_EVERY_S = 60.0
 PRIOR_BATCHES = 5
 
@@ -72,7 +76,7 @@ PRIOR_BATCHES = 5
 class Cell:
     """A run. ``values``: changes to the base; ``crf_from``: part of the budget from which on the share ``crf`` holds;
     ``equal_size``: the width is chosen so that the network has the parameters of the base; ``tables``: names of further
-    training tables, as ``--tables`` gives them."""
+    training tables, as ``--tables`` gives them; ``variant``: another body (benchmarks/variants.py)."""
 
     name: str
     group: str = ""
@@ -80,6 +84,7 @@ class Cell:
     crf_from: float = 0.0
     equal_size: bool = False
     tables: tuple[str, ...] = ()
+    variant: str = ""
     values: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -116,7 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if any(r["key"] == key for r in read_results(results)):
                 print(f"{cell.name}: is there already", flush=True)
                 continue
-            result = {"key": key, **run_cell(cell, settings, args)}
+            with applied(cell.variant):
+                result = {"key": key, **run_cell(cell, settings, args)}
             append(results, result)
     print(tables(read_results(results)))
     return 0
@@ -202,9 +208,11 @@ def settings_of(base: dict[str, Any], cell: Cell) -> TrainConfig:
     if not cell.equal_size:
         return config
     wanted = size(config_of(base), 0)
-    widths = range(WIDTHS, 4096, WIDTHS)
-    above = min(len(widths) - 1, bisect.bisect_left(widths, wanted, key=lambda width: size(config, width)))
-    hidden = min(widths[max(0, above - 1) : above + 1], key=lambda width: abs(size(config, width) - wanted))
+    between = WIDTHS // 2 if cell.variant else WIDTHS
+    widths = range(between, 4096, between)
+    with applied(cell.variant):
+        above = min(len(widths) - 1, bisect.bisect_left(widths, wanted, key=lambda width: size(config, width)))
+        hidden = min(widths[max(0, above - 1) : above + 1], key=lambda width: abs(size(config, width) - wanted))
     return dataclasses.replace(config, model={**config.model, "hidden": hidden})
 
 
@@ -218,7 +226,7 @@ def size(config: TrainConfig, hidden: int) -> int:
 
 def digest(config: TrainConfig, cell: Cell, args: argparse.Namespace) -> str:
     """What makes a run another run."""
-    given = {**to_dict(config), "cache": "", "crf_from": cell.crf_from}
+    given = {**to_dict(config), "cache": "", "crf_from": cell.crf_from, "variant": cell.variant}
     measured = [args.words, args.limit, args.tune, args.beam]
     data = [*args.data, *(args.tables[name] for name in cell.tables)]
     rest = [str(args.budget), data, args.dev, *measured, args.device, args.prior_weights, args.lm_weights]
@@ -306,7 +314,7 @@ def run_cell(cell: Cell, settings: TrainConfig, args: argparse.Namespace) -> dic
         "audio_h": round(trainer.audio_s / 3600, 2),
         "train_s": round(spent, 1),
         "units": evaluate(trainer, prepared.dev),
-        **words(folder / "model", args, device),
+        **words(folder / "model", args, device, "fp32" if cell.variant else PRECISION),
         "command": args.command,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M"),
     }
@@ -315,9 +323,9 @@ def run_cell(cell: Cell, settings: TrainConfig, args: argparse.Namespace) -> dic
     return result
 
 
-def words(model: Path, args: argparse.Namespace, device: str) -> dict[str, Any]:
+def words(model: Path, args: argparse.Namespace, device: str, precision: str) -> dict[str, Any]:
     """Word error rates by table: of the best path of the head that spells, and of the tuned search."""
-    recognizer = Recognizer.load(model, device=device)
+    recognizer = Recognizer.load(model, device=device, precision=precision)
     heard = [hear(recognizer, name, us[: args.limit]) for name, us in read_corpora(args.dev).items()]
     searches = SearchFactory(recognizer)
     held_out = [first(table, args.tune) for table, _ in heard]

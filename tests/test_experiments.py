@@ -16,6 +16,8 @@ from benchmark_scripts import load_script
 from asr.config import to_dict
 from asr.errors import ConfigError, UsageError
 from asr.lexicon import Lexicon
+from asr.model import AcousticModel
+from asr.model_config import ModelConfig
 from asr.training.train import model_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,21 +90,68 @@ def test_every_cell_is_a_configuration_and_differs_from_the_base(experiments: Mo
     assert cells[0].name == "base" and not cells[0].values
     for cell in cells[1:]:
         if "consistency" not in cell.values or hasattr(plain, "consistency"):
-            assert experiments.settings_of(base, cell) != plain or cell.tables, cell.name
+            assert experiments.settings_of(base, cell) != plain or cell.tables or cell.variant, cell.name
 
 
 def test_cells_of_the_body_have_equal_sizes_and_the_latency_they_say(experiments: ModuleType) -> None:
     base, cells = experiments.read_cells(experiments.CELLS)
     wanted = experiments.size(experiments.config_of(base), 0)
     equal = [cell for cell in cells if cell.equal_size]
-    assert len(equal) == 7
+    assert len(equal) == 9
     for cell in equal:
         config = experiments.settings_of(base, cell)
-        assert experiments.size(config, 0) == pytest.approx(wanted, rel=0.05), cell.name
-        assert config.model["hidden"] % 16 == 0
+        with experiments.applied(cell.variant):
+            assert experiments.size(config, 0) == pytest.approx(wanted, rel=0.05), cell.name
+        assert config.model["hidden"] % (8 if cell.variant else 16) == 0
         if cell.name.startswith("look-ahead"):
             shape = model_config(config, {"phones": 40})
             assert cell.name == f"look-ahead {shape.lookahead_ms} ms"
+
+
+@pytest.mark.parametrize("variant", ["stacking", "no layer norm", "weight drop", "projection", "steps of 60 ms"])
+def test_variants_are_networks_of_another_kind_while_they_last(variant: str, experiments: ModuleType) -> None:
+    frames, lengths = torch.randn(2, 36, 16), torch.tensor([36, 30])
+    shape = {"heads": {"phones": 5}, "mels": 16, "hidden": 16, "layers": 2, "lookahead": (0, 2), "dropout": 0.0}
+
+    def names_and_steps() -> tuple[dict[str, Any], int]:
+        model = AcousticModel(ModelConfig(**shape))
+        model.train()
+        out, steps, carry = model(frames, lengths)
+        again, _, _ = model(frames, lengths, carry)  # states fit
+        again["phones"].sum().backward()
+        assert all(p.grad is not None for p in model.parameters())
+        streamed = (
+            model.eval().step(frames[:, :30], model.begin(2))[0]["phones"].shape[1] if variant != "projection" else 0
+        )
+        assert out["phones"].shape[1] == int(steps[0]) and streamed <= int(steps[0])
+        return {name: p.shape for name, p in model.named_parameters()}, int(steps[0])
+
+    plain = names_and_steps()
+    with experiments.applied(variant):
+        other = names_and_steps()
+    assert names_and_steps() == plain
+    if variant == "steps of 60 ms":
+        assert (plain[1], other[1]) == (18, 12)
+    elif variant == "weight drop":
+        assert other == plain
+    else:
+        assert other[0] != plain[0] and other[1] == plain[1]
+    with pytest.raises(UsageError, match="there is no variant"), experiments.applied("nothing"):
+        pass
+
+
+def test_weights_are_dropped_in_training_alone(experiments: ModuleType) -> None:
+    with experiments.applied("weight drop"):
+        model = AcousticModel(
+            ModelConfig(heads={"phones": 5}, mels=16, hidden=16, layers=1, lookahead=(0,), dropout=0.0)
+        )
+    frames, lengths = torch.randn(1, 40, 16), torch.tensor([40])
+    model.train()
+    one, two = (model(frames, lengths)[0]["phones"] for _ in range(2))
+    assert not torch.equal(one[:, 1:], two[:, 1:]) and torch.equal(one[:, :1], two[:, :1])  # the first step has no past
+    model.eval()
+    one, two = (model(frames, lengths)[0]["phones"] for _ in range(2))
+    assert torch.equal(one, two)
 
 
 def test_cells_are_chosen_by_name_and_group(experiments: ModuleType) -> None:
