@@ -153,7 +153,8 @@ def _stage_tables(values: Any) -> dict[str, dict[str, Any]]:
         require(_NAME.fullmatch(name) is not None, f"the stage {name!r} needs a name of a to z, 0 to 9 and -")
         require(name not in tables, f"two stages are named '{name}'")
         require(
-            name not in ("model", "cache", "eval"), f"no stage can be named '{name}': the run has a folder so named"
+            name not in ("model", "cache", "eval", "deepened"),
+            f"no stage can be named '{name}': the run has a folder so named",
         )
         tables[name] = value
     return tables

@@ -42,9 +42,7 @@ def relabel(model: str, table: str, out: Path, agreement: float = 0.7, confidenc
     utterances = read_manifest(table)
     recognizer = Recognizer.load(model)
     if recognizer.folder.config.confidence is None:
-        raise UsageError(
-            f"{model} gives its words no confidence: calibrate it first (asr calibrate --write)"
-        )
+        raise UsageError(f"{model} gives its words no confidence: calibrate it first (asr calibrate --write)")
     counts = {KEPT: 0, HEARD: 0, "left out": 0}
     rows = []
     for first in range(0, len(utterances), _AT_ONCE):

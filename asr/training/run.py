@@ -28,6 +28,7 @@ from asr.lexicon import PHONES, Lexicon, build_lexicon
 from asr.model import AcousticModel
 from asr.training.batches import NO_AUGMENT, Batch, BatchMaker, BatchPlan, TrainingSet
 from asr.training.cache import PLAIN, Shard, build, load_rooms
+from asr.training.deepen import deepen
 from asr.training.download import data_folder, librispeech
 from asr.training.export import PRIOR_BATCHES, export
 from asr.training.finish import finish
@@ -49,6 +50,7 @@ from asr.training.train import (
 from asr.vocabulary import BpeVocabulary, CharacterVocabulary, PhoneVocabulary, Vocabulary, vocabulary_from_dict
 
 log = logging.getLogger("asr.train")
+DEEPENED = "deepened"  # the model that the run starts from, with more layers
 MODEL = "model"  # folder of the exported model within the run's
 SETTINGS = "run.json"  # what the run was started with
 DONE = "done.json"  # which stages are done, and whether the recipe is
@@ -184,10 +186,15 @@ class _Run:
         """Train to the last step of ``settings`` and export; says whether it came so far."""
         rank, world = self.rank, self.world
         saved, init = _check_folder(out, resume, init)
+        if settings.deepen and not init:
+            raise UsageError("deepen needs a model to put layers into: give --init")
+        wait_for_all(world)  # nobody writes before all have looked
+        if settings.deepen:
+            init = self._deepened(init or "", settings.deepen, out, resume)
         start = find_model(init) if init else None
         if start:
             settings = _like(settings, start)
-        wait_for_all(world)  # nobody writes before all have looked
+        wait_for_all(world)
         if rank == 0:
             out.mkdir(parents=True, exist_ok=True)
             _write_settings(out, settings, self.data, self.dev, init, world)
@@ -214,6 +221,18 @@ class _Run:
             plot_curves(out)
         wait_for_all(world)
         return finished
+
+    def _deepened(self, init: str, after: Sequence[int], out: Path, resume: bool) -> str:
+        """The deeper model that a stage starts from; a stage that is resumed has it already. Collective."""
+        deeper = out / DEEPENED
+        if self.rank == 0 and not resume:
+            new = out / (DEEPENED + ".new")
+            shutil.rmtree(new, ignore_errors=True)
+            deepen(init, after, new)
+            shutil.rmtree(deeper, ignore_errors=True)
+            new.replace(deeper)
+        wait_for_all(self.world)
+        return str(deeper)
 
 
 def _read_done(out: Path) -> list[str]:

@@ -61,10 +61,11 @@ class TrainConfig:
     """A whole training run; read from TOML by :func:`read_config`.
 
     ``model`` holds the keys of :class:`~asr.model.ModelConfig` but ``heads`` and ``mels``, which follow from ``heads``
-    and ``features`` here. ``head_weights`` of the losses; ``crf``: share of CTC-CRF in the loss of the first head
-    (:mod:`asr.training.crf`), the rest is CTC; ``consistency``: weight of CR-CTC (:mod:`asr.training.consistency`),
-    for which every row comes twice in a batch; ``distillation``: weight, in the loss of the first head, of what the
-    model ``teacher`` says of every step (:mod:`asr.training.distillation`); ``word_errors``: weight of the expected
+    and ``features`` here. ``deepen``: layers of the model that the run starts from, counted from 1, behind which new
+    ones are put at first (:mod:`asr.training.deepen`). ``head_weights`` of the losses; ``crf``: share of CTC-CRF in the
+    loss of the first head (:mod:`asr.training.crf`), the rest is CTC; ``consistency``: weight of CR-CTC
+    (:mod:`asr.training.consistency`), for which every row comes twice in a batch; ``distillation``: weight, in the loss
+    of the first head, of what the model ``teacher`` says of every step (:mod:`asr.training.distillation`); ``word_errors``: weight of the expected
     word errors per word (:mod:`asr.training.word_errors`), with the lexicon and language model of ``word_model``;
     ``batch_seconds``: audio per process and batch, padding included; ``fewest_rows`` of a batch, also when they are
     longer than that; ``accumulate``: batches per step and process.
@@ -85,6 +86,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     heads: tuple[Literal["phones", "characters", "bpe"], ...] = ("phones", "characters")
     head_weights: tuple[float, ...] = (0.7, 0.3)
+    deepen: tuple[int, ...] = ()
     crf: float = 0.0
     consistency: float = 0.0
     distillation: float = 0.0

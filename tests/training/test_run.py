@@ -226,6 +226,36 @@ def _copy_with_search(source: Path, target: Path, search: SearchConfig) -> None:
     update_config(target, dataclasses.replace(find_model(source).config, search=search))
 
 
+def test_a_deeper_network_goes_on_with_what_the_shallower_one_knows(learned: Run, tmp_path: Path) -> None:
+    schedule = {"peak_rate": 1e-4, "warmup": 1, "hold": 2, "decay": 1}
+    values = BY_HEART | {
+        "cache": learned.manifest.parent / "cache",
+        "deepen": [1],
+        "model": BY_HEART["model"] | {"layers": 3, "lookahead": [0, 0, 2]},
+        "optimizer": BY_HEART["optimizer"] | schedule,
+    }
+    config = write(tmp_path / "c.toml", values)
+    out = tmp_path / "run"
+    assert train(config, learned.manifest, out, "--init", str(learned.folder / "model")) == 0
+    shape = find_model(out / "model").config.model
+    assert (shape.layers, shape.lookahead) == (3, (0, 0, 2))
+    last = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()][-1]
+    assert last["train/phones_error"] < 0.1  # it does not begin anew
+    assert json.loads((out / "run.json").read_text())["init"] == str(out / "deepened")
+    checkpoint = out / "checkpoint.pt"
+    longer = write(tmp_path / "longer.toml", values | {"optimizer": BY_HEART["optimizer"] | schedule | {"decay": 2}})
+    began = (out / "deepened" / "acoustic.safetensors").stat().st_mtime_ns
+    assert train(longer, learned.manifest, out, "--init", str(learned.folder / "model"), "--resume") == 0
+    assert read_checkpoint(checkpoint)["step"] == 5
+    assert (out / "deepened" / "acoustic.safetensors").stat().st_mtime_ns == began
+
+
+def test_only_a_model_can_be_deepened(learned: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write(tmp_path / "c.toml", BY_HEART | {"deepen": [1]})
+    assert train(config, learned.manifest, tmp_path / "run") == 2
+    assert "give --init" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
