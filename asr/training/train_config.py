@@ -65,10 +65,10 @@ class TrainConfig:
     ones are put at first (:mod:`asr.training.deepen`). ``head_weights`` of the losses; ``crf``: share of CTC-CRF in the
     loss of the first head (:mod:`asr.training.crf`), the rest is CTC; ``consistency``: weight of CR-CTC
     (:mod:`asr.training.consistency`), for which every row comes twice in a batch; ``distillation``: weight, in the loss
-    of the first head, of what the model ``teacher`` says of every step (:mod:`asr.training.distillation`); ``word_errors``: weight of the expected
-    word errors per word (:mod:`asr.training.word_errors`), with the lexicon and language model of ``word_model``;
-    ``batch_seconds``: audio per process and batch, padding included; ``fewest_rows`` of a batch, also when they are
-    longer than that; ``accumulate``: batches per step and process.
+    of the first head, of what the model ``teacher`` says of every step (:mod:`asr.training.distillation`);
+    ``word_errors``: weight of the expected word errors per word (:mod:`asr.training.word_errors`), with the lexicon and
+    language model of ``word_model``; ``batch_seconds``: audio per process and batch, padding included; ``fewest_rows``
+    of a batch, also when they are longer than that; ``accumulate``: batches per step and process.
     ``carry``: share of rows that start from the state others ended in. ``short_lookaheads``: further, shorter values of
     ``model.lookahead``; ``short_share`` of the batches are trained with one of them, so that the network can be used
     with any. ``noise``: table of sounds without speech; ``made_noises``: how many computed ones are added
