@@ -28,6 +28,8 @@ FRAMES_PER_SECOND = 1000 // FRAME_MS
 _GAP_LEAST_S = 0.1  # the shortest silence put before, between or after utterances
 _TIME_MASK_MOST = FRAMES_PER_SECOND // 2  # frames
 _CROWD = (6, 12)  # voices of babble in which nothing can be understood
+_CUT_FROM = 4  # words; shorter utterances stay whole
+_CUT_LEAST = 2  # words of a piece
 _NOISE_LEAST = FRAMES_PER_SECOND // 2  # frames; a shorter sound repeated would be a tone
 
 
@@ -48,6 +50,7 @@ class AugmentConfig:
     frequency_mask_bands: int = 20
     time_masks: int = 6
     time_mask_fraction: float = 0.04
+    cut: float = 0.0
     join: float = 0.15
     join_longest_s: float = 24.0
     padding: float = 0.3
@@ -56,7 +59,7 @@ class AugmentConfig:
     empty_babble: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("noise", "babble", "warp", "join", "padding", "empty", "empty_babble"):
+        for name in ("noise", "babble", "warp", "cut", "join", "padding", "empty", "empty_babble"):
             require(0 <= getattr(self, name) <= 1, f"augment.{name} must be 0 to 1, got {getattr(self, name)}")
         require(self.snr_db[0] <= self.snr_db[1], "augment.snr_db must be ascending")
         require(self.volume_db[0] <= self.volume_db[1], "augment.volume_db must be ascending")
@@ -115,6 +118,8 @@ class TrainingSet:
                     self.targets[name].append(np.asarray(encoded, dtype=np.int64))
             for number, _, start, count in shard.index.tolist():
                 self.places[base + number].append((s, start, count))
+        self.cuts: list[NDArray[np.int64]] = []
+        self.cut_share = 0.0
         self.too_short = self._drop_impossible()
         self.statistics = self._statistics()
 
@@ -126,21 +131,74 @@ class TrainingSet:
         """Mean of every mel band."""
         return self.statistics[0]
 
+    def cut_at(self, cuts: Sequence[NDArray[np.int64]], share: float) -> None:
+        """Let ``share`` of the large numbers of views stand for a piece of the utterance: some of its words. ``cuts``:
+        as of :func:`asr.training.word_places.word_places`. Views numbered from 0 stay whole."""
+        self.cuts, self.cut_share = list(cuts), share
+
     def frames(self, utterance: int, view: int) -> Frames:
-        """A writable float32 copy of one view of an utterance."""
-        shard, start, count = self.places[utterance][view % len(self.places[utterance])]
+        """A writable float32 copy of one view of an utterance, or of a piece of it."""
+        shard, start, count = self._place(utterance, view)
         return np.array(self.shards[shard].frames[start : start + count], dtype=np.float32)
 
     def length(self, utterance: int, view: int) -> int:
-        """Frames of one view of an utterance."""
-        return self.places[utterance][view % len(self.places[utterance])][2]
+        """Frames of one view of an utterance, or of a piece of it."""
+        return self._place(utterance, view)[2]
+
+    def text(self, utterance: int, view: int) -> str:
+        """What is said in it."""
+        words = self._words(utterance, view)
+        return self.texts[utterance] if words is None else self._said(utterance, *words)
+
+    def target(self, head: str, utterance: int, view: int) -> NDArray[np.int64]:
+        """The units of what is said in it."""
+        words = self._words(utterance, view)
+        return self.targets[head][utterance] if words is None else self._units(head, utterance, *words)
+
+    def _said(self, utterance: int, first: int, last: int) -> str:
+        return " ".join(self.texts[utterance].split()[first:last])
+
+    def _units(self, head: str, utterance: int, first: int, last: int) -> NDArray[np.int64]:
+        return np.asarray(self.heads[head].encode(self._said(utterance, first, last)), dtype=np.int64)
+
+    def _place(self, utterance: int, view: int) -> tuple[int, int, int]:
+        views = self.places[utterance]
+        shard, start, count = views[view % len(views)]
+        words = self._words(utterance, view)
+        if words is None:
+            return shard, start, count
+        first, last = self._frames_of(utterance, view, *words)
+        return shard, start + first, last - first
+
+    def _frames_of(self, utterance: int, view: int, first: int, last: int) -> tuple[int, int]:
+        """Where a piece begins and ends in a view, which may be of another speed than the first one."""
+        views = self.places[utterance]
+        count = views[view % len(views)][2]
+        begin, end = (round(int(self.cuts[utterance][word]) * count / views[0][2]) for word in (first, last))
+        return begin, min(count, end)
+
+    def _words(self, utterance: int, view: int) -> tuple[int, int] | None:
+        """First word and the one after the last of a piece; None: all. The numbers are hidden in the view's."""
+        if not self.cut_share or len(self.cuts[utterance]) <= _CUT_FROM:
+            return None
+        number = view // len(self.places[utterance])
+        chance, size, place = number % 1000, number // 1000 % 1000, number // 1_000_000
+        if not number or chance >= 1000 * self.cut_share:
+            return None
+        words = len(self.cuts[utterance]) - 1
+        count = _CUT_LEAST + size * (words - _CUT_LEAST) // 1000
+        first = place % (words - count + 1)
+        begin, end = self._frames_of(utterance, view, first, first + count)
+        targets = [self._units(head, utterance, first, first + count) for head in self.heads]
+        fits = (end - begin) // FRAMES_PER_STEP >= max(map(_steps_needed, targets))
+        return (first, first + count) if fits else None
 
     def _drop_impossible(self) -> int:
         """Leave out utterances whose units cannot fit their steps under CTC; returns how many."""
         keep = []
         for i, views in enumerate(self.places):
             steps = min(v[2] for v in views) // FRAMES_PER_STEP if views else 0
-            needed = max((len(t[i]) + int(np.sum(t[i][1:] == t[i][:-1])) for t in self.targets.values()), default=0)
+            needed = max((_steps_needed(t[i]) for t in self.targets.values()), default=0)
             if steps >= max(1, needed):
                 keep.append(i)
         dropped = len(self.places) - len(keep)
@@ -158,6 +216,11 @@ class TrainingSet:
         mean = total / max(count, 1)
         deviation = np.sqrt(np.maximum(squares / max(count, 1) - mean**2, 1e-4))
         return np.asarray(mean, dtype=np.float32), np.asarray(deviation, dtype=np.float32)
+
+
+def _steps_needed(units: NDArray[np.int64]) -> int:
+    """Under CTC: one for each unit, and a blank between two that are alike."""
+    return len(units) + int(np.sum(units[1:] == units[:-1]))
 
 
 class BatchPlan:
@@ -281,23 +344,21 @@ class BatchMaker:
         for i, (piece, _) in enumerate(made):
             frames[i, : len(piece)] = piece
         targets, target_lengths = {}, {}
-        for name, known in self.data.targets.items():
-            joined = [self._joined_target(name, known, parts) for _, parts in made]
+        for name in self.data.targets:
+            joined = [self._joined_target(name, parts) for _, parts in made]
             target_lengths[name] = torch.tensor([len(t) for t in joined])
             targets[name] = torch.from_numpy(np.concatenate(joined)) if joined else torch.zeros(0, dtype=torch.int64)
         ids = tuple("+".join(self.data.ids[u] for u, _ in parts) for _, parts in made)
-        texts = tuple(" ".join(self.data.texts[u] for u, _ in parts) for _, parts in made)
+        texts = tuple(" ".join(self.data.text(*part) for part in parts) for _, parts in made)
         return Batch(torch.from_numpy(frames), lengths, targets, target_lengths, ids, texts)
 
-    def _joined_target(
-        self, name: str, known: list[NDArray[np.int64]], parts: Sequence[tuple[int, int]]
-    ) -> NDArray[np.int64]:
+    def _joined_target(self, name: str, parts: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
         between = self.data.heads[name].index.get(" ")  # characters need the space between joined utterances
         pieces: list[NDArray[np.int64]] = []
-        for u, _ in parts:
+        for part in parts:
             if pieces and between is not None:
                 pieces.append(np.array([between]))
-            pieces.append(known[u])
+            pieces.append(self.data.target(name, *part))
         return np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int64)
 
     def _row(

@@ -47,6 +47,7 @@ from asr.training.train import (
     read_checkpoint,
     wait_for_all,
 )
+from asr.training.word_places import word_places
 from asr.vocabulary import BpeVocabulary, CharacterVocabulary, PhoneVocabulary, Vocabulary, vocabulary_from_dict
 
 log = logging.getLogger("asr.train")
@@ -274,6 +275,8 @@ def prepare(
     heads = _heads(settings, training, lexicon, start, saved)
     views = Views(settings, Path(settings.cache) if settings.cache else out / "cache", rank, world)
     train_set = TrainingSet(views.of(training, augmented=True), heads)
+    if settings.augment.cut:
+        views.cut(train_set)
     noises = views.of(read_sounds(Path(settings.noise)), augmented=False) if settings.noise else []
     if settings.made_noises:
         noises.append(made_sounds(settings.features, settings.made_noises))
@@ -356,6 +359,16 @@ class Views:
         if self.rank:
             shards = list(build(utterances, self.folder, config.features, views, rooms))
         return shards
+
+    def cut(self, data: TrainingSet) -> None:
+        """Find the words of all utterances, so that pieces of them can be taken; collective."""
+        aligner, features = find_model(self.config.aligner), self.config.features
+        if self.rank == 0:
+            word_places(aligner, data, features, self.folder)
+        wait_for_all(self.world)
+        cuts = word_places(aligner, data, features, self.folder)
+        log.info("%d of %d utterances can be cut", sum(len(c) > 0 for c in cuts), len(cuts))
+        data.cut_at(cuts, self.config.augment.cut)
 
 
 def _cores() -> int:

@@ -67,7 +67,8 @@ class TrainConfig:
     (:mod:`asr.training.consistency`), for which every row comes twice in a batch; ``distillation``: weight, in the loss
     of the first head, of what the model ``teacher`` says of every step (:mod:`asr.training.distillation`);
     ``word_errors``: weight of the expected word errors per word (:mod:`asr.training.word_errors`), with the lexicon and
-    language model of ``word_model``; ``batch_seconds``: audio per process and batch, padding included; ``fewest_rows``
+    language model of ``word_model``; ``aligner``: the model that finds the words for ``augment.cut``
+    (:mod:`asr.training.word_places`); ``batch_seconds``: audio per process and batch, padding included; ``fewest_rows``
     of a batch, also when they are longer than that; ``accumulate``: batches per step and process.
     ``carry``: share of rows that start from the state others ended in. ``short_lookaheads``: further, shorter values of
     ``model.lookahead``; ``short_share`` of the batches are trained with one of them, so that the network can be used
@@ -91,6 +92,7 @@ class TrainConfig:
     consistency: float = 0.0
     distillation: float = 0.0
     teacher: str = "en"
+    aligner: str = "en"
     word_errors: float = 0.0
     word_model: str = "en"
     intermediate_weight: float = 0.3
