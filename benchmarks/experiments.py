@@ -224,11 +224,16 @@ def size(config: TrainConfig, hidden: int) -> int:
         return AcousticModel(shape, initial=False).parameter_count
 
 
+def tables_of(cell: Cell, args: argparse.Namespace) -> list[str]:
+    """What a cell is trained on."""
+    return [*args.data, *(args.tables[name] for name in cell.tables)]
+
+
 def digest(config: TrainConfig, cell: Cell, args: argparse.Namespace) -> str:
     """What makes a run another run."""
     given = {**to_dict(config), "cache": "", "crf_from": cell.crf_from, "variant": cell.variant}
     measured = [args.words, args.limit, args.tune, args.beam]
-    data = [*args.data, *(args.tables[name] for name in cell.tables)]
+    data = tables_of(cell, args)
     rest = [str(args.budget), data, args.dev, *measured, args.device, args.prior_weights, args.lm_weights]
     text = json.dumps([given, *rest, *([args.init] if args.init else [])], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -288,8 +293,7 @@ def run_cell(cell: Cell, settings: TrainConfig, args: argparse.Namespace) -> dic
     if not settings.cache:
         settings = dataclasses.replace(settings, cache=str((args.out / "cache").resolve()))
     device = own_device(args.device)
-    data = [*args.data, *(args.tables[name] for name in cell.tables)]
-    prepared = prepare(settings, data, args.dev, folder)
+    prepared = prepare(settings, tables_of(cell, args), args.dev, folder)
     model = model_from(settings, prepared.data, find_model(args.init) if args.init else None)
     print(f"{cell.name}: {model.parameter_count / 1e6:.2f} million parameters, {args.budget}", flush=True)
     trainer = BudgetTrainer(settings, model, prepared.data, prepared.maker, folder, device)

@@ -17,7 +17,8 @@ from pathlib import Path
 from torch import Tensor
 
 from asr.checkpoint import WEIGHTS, copy_folder, find_model
-from asr.errors import AsrError, UsageError
+from asr.errors import UsageError
+from asr.training.tool import run_tool
 
 
 def average(models: Sequence[str | Path], weights: Sequence[float], out: Path) -> None:
@@ -57,12 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--weights", nargs="+", type=float, required=True)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(argv)
-    try:
-        average(args.models, args.weights, args.out)
-    except AsrError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    return run_tool(lambda: average(args.models, args.weights, args.out))
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from asr.checkpoint import WEIGHTS, Setting, copy_folder, find_model, read_config, update_config
-from asr.errors import AsrError, UsageError
+from asr.errors import UsageError
 from asr.model import ModelConfig, RecurrentLayer
+from asr.training.tool import run_tool
 
 _STACKS = ("recurrent.", "look_ahead.")
 
@@ -98,12 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(argv)
-    try:
-        deepen(args.model, args.after, args.out, args.seed)
-    except AsrError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    return run_tool(lambda: deepen(args.model, args.after, args.out, args.seed))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ else the utterance is left out. An agreement beyond 1 makes every text a pseudo-
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import sys
 from collections.abc import Sequence
@@ -19,12 +18,14 @@ from pathlib import Path
 
 import numpy as np
 
-from asr.errors import AsrError, UsageError
+from asr.errors import UsageError
 from asr.recognizer import Recognizer
 from asr.results import Segment
+from asr.training.cache import write_whole
 from asr.training.evaluate import LONG_CHUNK_MS, load_utterances, segments_of
 from asr.training.manifest import Utterance, read_manifest
 from asr.training.metrics import edit_distance
+from asr.training.tool import run_tool
 
 COLUMNS = ("id", "audio", "start_s", "duration_s", "speaker", "corpus", "text", "label")
 KEPT, HEARD = "published", "heard"
@@ -54,11 +55,8 @@ def relabel(model: str, table: str, out: Path, agreement: float = 0.7, confidenc
             if label:
                 rows.append(_row(utterance, text, label, out.parent))
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(out.name + ".tmp")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None, lineterminator="\n")
-        writer.writerows([COLUMNS, *rows])
-    temporary.replace(out)
+    lines = ["\t".join(row) + "\n" for row in (COLUMNS, *rows)]
+    write_whole(out, lambda temporary: temporary.write_text("".join(lines), encoding="utf-8"))
     return counts
 
 
@@ -91,13 +89,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--agreement", type=float, default=0.7, help="share of words from which on a text stays (0.7)")
     parser.add_argument("--confidence", type=float, default=0.8, help="of what takes its place (0.8)")
     args = parser.parse_args(argv)
-    try:
+
+    def work() -> None:
         counts = relabel(args.model, args.table, args.out, args.agreement, args.confidence)
-    except AsrError as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(", ".join(f"{count} {name}" for name, count in counts.items()))
-    return 0
+        print(", ".join(f"{count} {name}" for name, count in counts.items()))
+
+    return run_tool(work)
 
 
 if __name__ == "__main__":

@@ -189,13 +189,12 @@ class _Run:
         saved, init = _check_folder(out, resume, init)
         if settings.deepen and not init:
             raise UsageError("deepen needs a model to put layers into: give --init")
-        wait_for_all(world)  # nobody writes before all have looked
         if settings.deepen:
             init = self._deepened(init or "", settings.deepen, out, resume)
         start = find_model(init) if init else None
         if start:
             settings = _like(settings, start)
-        wait_for_all(world)
+        wait_for_all(world)  # nobody writes before all have looked
         if rank == 0:
             out.mkdir(parents=True, exist_ok=True)
             _write_settings(out, settings, self.data, self.dev, init, world)
@@ -226,6 +225,7 @@ class _Run:
     def _deepened(self, init: str, after: Sequence[int], out: Path, resume: bool) -> str:
         """The deeper model that a stage starts from; a stage that is resumed has it already. Collective."""
         deeper = out / DEEPENED
+        wait_for_all(self.world)  # nobody writes before all have looked
         if self.rank == 0 and not resume:
             new = out / (DEEPENED + ".new")
             shutil.rmtree(new, ignore_errors=True)
@@ -364,9 +364,10 @@ class Views:
         """Find the words of all utterances, so that pieces of them can be taken; collective."""
         aligner, features = find_model(self.config.aligner), self.config.features
         if self.rank == 0:
-            word_places(aligner, data, features, self.folder)
+            cuts = word_places(aligner, data, features, self.folder)
         wait_for_all(self.world)
-        cuts = word_places(aligner, data, features, self.folder)
+        if self.rank:
+            cuts = word_places(aligner, data, features, self.folder)
         log.info("%d of %d utterances can be cut", sum(len(c) > 0 for c in cuts), len(cuts))
         data.cut_at(cuts, self.config.augment.cut)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from asr.errors import AsrError, UsageError
 from asr.features import FeatureConfig
 from asr.model import FRAMES_PER_STEP
 from asr.training.batches import TrainingSet
+from asr.training.cache import write_whole
 from asr.vocabulary import BLANK, PhoneVocabulary, Vocabulary
 
 log = logging.getLogger("asr.train")
@@ -51,18 +51,11 @@ def word_places(folder: ModelFolder, data: TrainingSet, features: FeatureConfig,
         log.info("looking for the words of %d utterances", len(data))
         found = dict(_find(folder, head, units, data, lengths))
         cuts = [found.get(u, np.zeros(0, dtype=np.int64)) for u in range(len(data))]
-        _write(path, cuts)
+        cache.mkdir(parents=True, exist_ok=True)
+        joined, ends = np.concatenate([*cuts, np.zeros(0, dtype=np.int64)]), np.cumsum([len(c) for c in cuts])
+        write_whole(path, lambda temporary: np.savez(temporary, cuts=joined, ends=ends))
     with np.load(path) as stored:
         return np.split(stored["cuts"], stored["ends"][:-1])
-
-
-def _write(path: Path, cuts: Sequence[Cuts]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    joined, ends = np.concatenate([*cuts, np.zeros(0, dtype=np.int64)]), np.cumsum([len(c) for c in cuts])
-    with temporary.open("wb") as file:
-        np.savez(file, cuts=joined, ends=ends)
-    temporary.replace(path)
 
 
 def _find(

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn import functional as F
-from training_data import BY_HEART, Run, toml
+from training_data import BY_HEART, Run, toml, train
 
 from asr.checkpoint import find_model
-from asr.cli import main
 from asr.errors import ModelError
 from asr.features import FeatureConfig
 from asr.training.distillation import Teacher
@@ -79,10 +78,8 @@ def test_a_run_with_it(learned: Run, tmp_path: Path) -> None:
     }
     config = tmp_path / "config.toml"
     config.write_text(toml(values))
-    manifest = str(learned.manifest)
     out = tmp_path / "run"
-    arguments = ["train", "--config", str(config), "--data", manifest, "--dev", manifest, "--out", str(out)]
-    assert main(arguments) == 0
+    assert train(config, learned.manifest, out) == 0
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     away = [line["teacher"] for line in lines if "teacher" in line]
     assert len(away) == 36 and min(away) >= 0

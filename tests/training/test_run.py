@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from training_data import BY_HEART, Run, toml
+from training_data import BY_HEART, Run, toml, train
 
 from asr.checkpoint import find_model
-from asr.cli import main
 from asr.decoding.search_config import SearchConfig
 from asr.training import run as training_run
 from asr.training.evaluate import decode, greedy_error_rates, load_utterances
@@ -31,12 +30,6 @@ ROOT = Path(__file__).resolve().parents[2]
 def write(path: Path, values: dict[str, Any]) -> Path:
     path.write_text(toml(values))
     return path
-
-
-def train(config: Path, manifest: Path, out: Path, *more: str) -> int:
-    return main(
-        ["train", "--config", str(config), "--data", str(manifest), "--dev", str(manifest), "--out", str(out), *more]
-    )
 
 
 @pytest.fixture

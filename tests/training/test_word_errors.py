@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 from search_reference import ctc_sums, model, random_emissions, said, small
-from training_data import BY_HEART, Run, toml
+from training_data import BY_HEART, Run, toml, train
 
 from asr.checkpoint import find_model
-from asr.cli import main
 from asr.decoding.hypothesis import TimedWord
 from asr.errors import ModelError
 from asr.training.metrics import edit_distance
@@ -115,19 +114,7 @@ def test_a_run_with_it(learned: Run, tmp_path: Path) -> None:
     }
     config = tmp_path / "config.toml"
     config.write_text(toml(values))
-    manifest = str(learned.manifest)
-    arguments = [
-        "train",
-        "--config",
-        str(config),
-        "--data",
-        manifest,
-        "--dev",
-        manifest,
-        "--out",
-        str(tmp_path / "run"),
-    ]
-    assert main([*arguments, "--init", str(trained)]) == 0
+    assert train(config, learned.manifest, tmp_path / "run", "--init", str(trained)) == 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     rates = [line["word_errors"] for line in lines if "word_errors" in line]
     assert len(rates) == 4 and max(rates) < 0.2  # these clips are known by heart

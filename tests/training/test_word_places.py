@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import torch
 from tiny_model import tiny_folder
-from training_data import BY_HEART, MELS, Run, random_shard, toml
+from training_data import BY_HEART, MELS, Run, random_shard, toml, train
 
 from asr.checkpoint import find_model, read_config, update_config
-from asr.cli import main
 from asr.errors import UsageError
 from asr.features import FeatureConfig
 from asr.training import run, train_config
@@ -140,9 +139,8 @@ def test_a_run_with_pieces(learned: Run, tmp_path: Path) -> None:
     }
     config = tmp_path / "config.toml"
     config.write_text(toml(values))
-    manifest, out = str(learned.manifest), tmp_path / "run"
-    arguments = ["train", "--config", str(config), "--data", manifest, "--dev", manifest, "--out", str(out)]
-    assert main([*arguments, "--init", str(learned.folder / "model")]) == 0
+    out = tmp_path / "run"
+    assert train(config, learned.manifest, out, "--init", str(learned.folder / "model")) == 0
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     losses = [line["phones"] for line in lines if "phones" in line]
     assert len(losses) == 5 and max(losses) < 2.5  # a network that knows nothing has 3.7 a phone

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from asr.cli import main
 from asr.training.cache import Shard
 from asr.training.manifest import Utterance
 
@@ -78,3 +79,10 @@ def random_shard(texts: list[str], seed: int = 0, views: int = 1, shortest: int 
             position += len(frames)
     utterances = tuple(Utterance(f"u{i}", Path("x.wav"), 0.0, None, text) for i, text in enumerate(texts))
     return Shard(np.concatenate(parts), np.array(index), utterances)
+
+
+def train(config: Path, manifest: Path, out: Path, *more: str) -> int:
+    """`asr train` on one table, which is its dev table, too."""
+    return main(
+        ["train", "--config", str(config), "--data", str(manifest), "--dev", str(manifest), "--out", str(out), *more]
+    )
