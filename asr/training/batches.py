@@ -44,6 +44,8 @@ class AugmentConfig:
     babble: float = 0.05
     snr_db: tuple[float, float] = (3.0, 30.0)
     volume_db: tuple[float, float] = (-15.0, 8.0)
+    filter: float = 0.0
+    filter_db: float = 6.0
     warp: float = 0.3
     warp_most: float = 0.1
     frequency_masks: int = 2
@@ -59,10 +61,11 @@ class AugmentConfig:
     empty_babble: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("noise", "babble", "warp", "cut", "join", "padding", "empty", "empty_babble"):
+        for name in ("noise", "babble", "filter", "warp", "cut", "join", "padding", "empty", "empty_babble"):
             require(0 <= getattr(self, name) <= 1, f"augment.{name} must be 0 to 1, got {getattr(self, name)}")
         require(self.snr_db[0] <= self.snr_db[1], "augment.snr_db must be ascending")
         require(self.volume_db[0] <= self.volume_db[1], "augment.volume_db must be ascending")
+        require(self.filter_db >= 0, f"augment.filter_db must not be negative, got {self.filter_db}")
         require(0 <= self.warp_most < 0.5, "augment.warp_most must be 0 to 0.5")
         require(0 <= self.time_mask_fraction <= 0.5, "augment.time_mask_fraction must be 0 to 0.5")
         require(self.join_longest_s > 0, "augment.join_longest_s must be positive")
@@ -378,6 +381,8 @@ class BatchMaker:
         if rng.random() < a.padding:
             pieces.append(self._gap(pieces[-1], rng))
         frames = np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
+        if a.filter and rng.random() < a.filter:
+            frames += random_filter(frames.shape[1], a.filter_db, rng)
         if self.noises and rng.random() < a.noise:
             frames = add_power(frames, self._noise(len(frames), rng), rng.uniform(*a.snr_db))
         if rng.random() < a.babble:
@@ -431,6 +436,15 @@ def warp_frequency(frames: Frames, factor: float) -> Frames:
     low = np.minimum(source.astype(np.int64), bands - 2)
     weight = (source - low).astype(np.float32)
     return frames[:, low] * (1 - weight) + frames[:, low + 1] * weight
+
+
+def random_filter(bands: int, most_db: float, rng: np.random.Generator) -> Frames:
+    """What a filter adds to the log power of the mel bands, (bands,): straight lines between three to six random bands,
+    each at most ``most_db`` up or down, as another microphone does (linear FilterAugment, Nam et al. 2022)."""
+    count = min(int(rng.integers(3, 7)), bands)
+    inner = np.sort(rng.choice(np.arange(1, bands - 1), count - 2, replace=False))
+    gains = rng.uniform(-most_db, most_db, count) * np.log(10) / 10
+    return np.interp(np.arange(bands), [0, *inner, bands - 1], gains).astype(np.float32)
 
 
 def add_power(frames: Frames, noise: Frames, snr_db: float) -> Frames:

@@ -20,6 +20,7 @@ from asr.training.batches import (
     BatchPlan,
     TrainingSet,
     add_power,
+    random_filter,
     warp_frequency,
 )
 from asr.training.cache import Shard
@@ -211,6 +212,21 @@ def test_volume_moves_all_frames_alike(large: TrainingSet) -> None:
     assert 5 < max(shifts) <= 10
 
 
+def test_a_random_filter_lifts_and_lowers_bands_alike_over_time(large: TrainingSet) -> None:
+    rng = np.random.default_rng(3)
+    curves = np.stack([random_filter(80, 6.0, rng) for _ in range(300)]) * np.float32(10 / np.log(10))
+    assert curves.shape == (300, 80) and curves.dtype == np.float32
+    assert 5.0 < curves.max() <= 6.0 and -6.0 <= curves.min() < -5.0
+    bends = (np.abs(np.diff(curves, 2)) > 1e-3).sum(1)
+    assert bends.min() >= 1 and bends.max() == 4  # straight lines between three to six bands
+    for few in (2, 3, 5):
+        assert random_filter(few, 6.0, rng).shape == (few,)
+    maker = BatchMaker(large, dataclasses.replace(NO_AUGMENT, filter=1.0))
+    added = maker.make([[(0, 0)]], np.random.default_rng(1)).frames[0].numpy() - large.frames(0, 0)
+    np.testing.assert_allclose(added, added[:1].repeat(len(added), 0), atol=1e-4)
+    assert 0.1 < np.abs(added).max() <= 6.0 * np.log(10) / 10 + 1e-4
+
+
 def test_padding_is_quiet_and_bounded(large: TrainingSet) -> None:
     maker = BatchMaker(large, dataclasses.replace(NO_AUGMENT, padding=1.0, padding_longest_s=0.5))
     plain = large.frames(80, 0)
@@ -238,6 +254,8 @@ def test_impossible_augmentation_is_refused() -> None:
         {"noise": 1.5},
         {"snr_db": (5.0, 1.0)},
         {"volume_db": (5.0, 1.0)},
+        {"filter": 1.5},
+        {"filter_db": -1.0},
         {"warp_most": 0.6},
         {"time_mask_fraction": 0.9},
         {"time_masks": -1},
