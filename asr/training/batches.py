@@ -8,7 +8,7 @@ the sum of powers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from asr.config import require
-from asr.errors import AsrError, ManifestError
+from asr.errors import AsrError, ManifestError, UsageError
 from asr.features import FRAME_MS
 from asr.model import FRAMES_PER_STEP
 from asr.training.cache import Shard
@@ -105,6 +105,7 @@ class TrainingSet:
         self.heads = heads
         self.texts: list[str] = []
         self.ids: list[str] = []
+        self.corpora: list[str] = []
         self.targets: dict[str, list[NDArray[np.int64]]] = {name: [] for name in heads}
         self.places: list[list[tuple[int, int, int]]] = []  # per utterance and view: shard, first frame, frames
         for s, shard in enumerate(self.shards):
@@ -112,6 +113,7 @@ class TrainingSet:
             for utterance in shard.utterances:
                 self.texts.append(utterance.text)
                 self.ids.append(utterance.id)
+                self.corpora.append(utterance.corpus)
                 self.places.append([])
                 for name, vocabulary in heads.items():
                     try:
@@ -123,6 +125,7 @@ class TrainingSet:
                 self.places[base + number].append((s, start, count))
         self.cuts: list[NDArray[np.int64]] = []
         self.cut_share = 0.0
+        self.often: NDArray[np.float64] | None = None
         self.too_short = self._drop_impossible()
         self.statistics = self._statistics()
 
@@ -133,6 +136,20 @@ class TrainingSet:
     def mean(self) -> Frames:
         """Mean of every mel band."""
         return self.statistics[0]
+
+    def balance(self, weights: Mapping[str, float]) -> None:
+        """How many times in an epoch the utterances of a corpus come, on the mean; once where it is not named.
+
+        Raises UsageError for a corpus that is not there, and when nothing would be left.
+        """
+        there = sorted(set(self.corpora))
+        for name in weights:
+            if name not in there:
+                raise UsageError(f"corpora names '{name}', which no utterance is of; there are {', '.join(there)}")
+        often = np.array([weights.get(corpus, 1.0) for corpus in self.corpora])
+        if not often.any():
+            raise UsageError("corpora leaves no utterance to train on: give one of them a weight over 0")
+        self.often = often if weights else None
 
     def cut_at(self, cuts: Sequence[NDArray[np.int64]], share: float) -> None:
         """Let ``share`` of the large numbers of views stand for a piece of the utterance: some of its words. ``cuts``:
@@ -208,6 +225,7 @@ class TrainingSet:
         self.places = [self.places[i] for i in keep]
         self.texts = [self.texts[i] for i in keep]
         self.ids = [self.ids[i] for i in keep]
+        self.corpora = [self.corpora[i] for i in keep]
         self.targets = {name: [t[i] for i in keep] for name, t in self.targets.items()}
         return dropped
 
@@ -229,7 +247,8 @@ def _steps_needed(units: NDArray[np.int64]) -> int:
 class BatchPlan:
     """The batches of one epoch: ``rows(step, slot)`` lists rows, a row lists (utterance, view).
 
-    Every utterance comes once in an epoch. (Where ``slots`` batches per step do not come out even, batches are divided;
+    Every utterance comes once in an epoch, or as often as :meth:`TrainingSet.balance` says: a fraction is the chance of
+    one time more. (Where ``slots`` batches per step do not come out even, batches are divided;
     only when no batch has a second row to give away are some rows left out.)
     """
 
@@ -245,9 +264,12 @@ class BatchPlan:
         fewest_rows: int = 1,
     ) -> None:
         rng = np.random.default_rng([seed, epoch])
-        order = rng.permutation(len(data)) if shuffle else np.arange(len(data))
-        views = rng.integers(0, 1 << 30, len(data)) if shuffle else np.zeros(len(data), dtype=np.int64)
-        rows = _join_rows(data, [(int(i), int(views[i])) for i in order], augment, rng)
+        chosen = np.arange(len(data))
+        if shuffle and data.often is not None:
+            chosen = np.repeat(chosen, np.floor(data.often + rng.random(len(data))).astype(np.int64))
+        order = rng.permutation(len(chosen)) if shuffle else chosen
+        views = rng.integers(0, 1 << 30, len(chosen)) if shuffle else np.zeros(len(chosen), dtype=np.int64)
+        rows = _join_rows(data, [(int(chosen[i]), int(views[i])) for i in order], augment, rng)
         lengths = np.array([sum(data.length(*part) for part in row) for row in rows])
         jitter = rng.uniform(0.95, 1.05, len(rows)) if shuffle else np.ones(len(rows))
         by_length = np.argsort(lengths * jitter, kind="stable")

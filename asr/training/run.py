@@ -275,6 +275,7 @@ def prepare(
     heads = _heads(settings, training, lexicon, start, saved)
     views = Views(settings, Path(settings.cache) if settings.cache else out / "cache", rank, world)
     train_set = TrainingSet(views.of(training, augmented=True), heads)
+    train_set.balance(settings.corpora)
     if settings.augment.cut:
         views.cut(train_set)
     noises = views.of(read_sounds(Path(settings.noise)), augmented=False) if settings.noise else []

@@ -70,10 +70,11 @@ class TrainConfig:
     language model of ``word_model``; ``aligner``: the model that finds the words for ``augment.cut``
     (:mod:`asr.training.word_places`); ``batch_seconds``: audio per process and batch, padding included; ``fewest_rows``
     of a batch, also when they are longer than that; ``accumulate``: batches per step and process.
-    ``carry``: share of rows that start from the state others ended in. ``short_lookaheads``: further, shorter values of
-    ``model.lookahead``; ``short_share`` of the batches are trained with one of them, so that the network can be used
-    with any. ``noise``: table of sounds without speech; ``made_noises``: how many computed ones are added
-    (:mod:`asr.training.made_sounds`); ``rooms``: table of impulse responses; ``lexicon``: CMUdict or a .lex file
+    ``corpora``: how many times in an epoch the utterances of a corpus come (a manifest's column ``corpus``; 1 where it
+    is not named). ``carry``: share of rows that start from the state others ended in. ``short_lookaheads``: further,
+    shorter values of ``model.lookahead``; ``short_share`` of the batches are trained with one of them, so that the
+    network can be used with any. ``noise``: table of sounds without speech; ``made_noises``: how many computed ones are
+    added (:mod:`asr.training.made_sounds`); ``rooms``: table of impulse responses; ``lexicon``: CMUdict or a .lex file
     (default: that of the model ``en``); ``words``: further words of the exported lexicon; ``cache``: folder of the
     features (default: in the run's folder). ``workers``: processes that compute features (0: one per core);
     ``prefetch``: batches made ahead by threads (-1: some on a GPU, none on a CPU, where the threads would take the
@@ -100,6 +101,7 @@ class TrainConfig:
     batch_seconds: float = 400.0
     fewest_rows: int = 1
     accumulate: int = 1
+    corpora: dict[str, float] = field(default_factory=dict)
     carry: float = 0.3
     short_lookaheads: tuple[tuple[int, ...], ...] = ()
     short_share: float = 0.4
@@ -132,6 +134,8 @@ class TrainConfig:
         require(self.word_errors >= 0, "word_errors must not be negative")
         require(self.intermediate_weight >= 0, "intermediate_weight must not be negative")
         require(self.made_noises >= 0, "made_noises must not be negative")
+        for name, often in self.corpora.items():
+            require(0 <= often < math.inf, f"corpora.{name} must be a number from 0, got {often}")
         require(self.seed >= 0, "seed must not be negative")
         require(self.workers >= 0, "workers must not be negative (0: one per core)")
         require(self.prefetch >= -1, "prefetch must be a number of batches, or -1 (chosen by the device)")

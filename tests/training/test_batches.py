@@ -10,7 +10,7 @@ import pytest
 import torch
 from training_data import MELS, random_shard
 
-from asr.errors import ConfigError, LexiconError, ManifestError
+from asr.errors import ConfigError, LexiconError, ManifestError, UsageError
 from asr.training.batch_source import BatchSource, Place
 from asr.training.batches import (
     FRAMES_PER_SECOND,
@@ -65,6 +65,28 @@ def test_every_utterance_once_per_epoch_and_none_in_two_slots(
         assert sorted(order) == list(range(len(large)))
         orders.add(tuple(order))
     assert len(orders) == 4  # another order in every epoch
+
+
+def test_corpora_come_as_often_as_they_are_weighted() -> None:
+    shards = [random_shard(["ab"] * 50, 1, 2, corpus="read"), random_shard(["bad"] * 50, 2, 2, corpus="spoken")]
+    data = TrainingSet(shards, {"characters": CharacterVocabulary()})
+    data.balance({})
+    assert sorted(utterances(BatchPlan(data, JOINING, 30.0, 1, 0), 1)) == list(range(100))
+    data.balance({"read": 0.25, "spoken": 1.5})
+    times = [collections.Counter(utterances(BatchPlan(data, JOINING, 30.0, 1, epoch), 1)) for epoch in range(40)]
+    assert all(t[u] <= 1 for t in times for u in range(50))
+    assert all(1 <= t[u] <= 2 for t in times for u in range(50, 100))
+    assert sum(t[u] for t in times for u in range(50)) == pytest.approx(0.25 * 50 * 40, rel=0.15)
+    assert sum(t[u] for t in times for u in range(50, 100)) == pytest.approx(1.5 * 50 * 40, rel=0.05)
+    assert len({tuple(sorted(t.items())) for t in times}) == 40
+    plain = BatchPlan(data, NO_AUGMENT, 30.0, 1, 0, shuffle=False)
+    assert sorted(utterances(plain, 1)) == list(range(100))  # what is measured is not weighted
+    data.balance({"read": 0.0})
+    assert sorted(utterances(BatchPlan(data, NO_AUGMENT, 30.0, 1, 0), 1)) == list(range(50, 100))
+    with pytest.raises(UsageError, match="'telephone', which no utterance is of; there are read, spoken"):
+        data.balance({"telephone": 2.0})
+    with pytest.raises(UsageError, match="leaves no utterance"):
+        data.balance({"read": 0.0, "spoken": 0.0})
 
 
 def test_batches_hold_their_size(large: TrainingSet) -> None:

@@ -33,7 +33,8 @@ def defaults() -> dict[str, Any]:
         for field in dataclasses.fields(cls):
             name = f"{table}.{field.name}" if table else field.name
             if field.name not in TABLES and name not in DERIVED:
-                found[name] = json.dumps(field.default)
+                made = field.default_factory is not dataclasses.MISSING
+                found[name] = json.dumps(field.default_factory() if made else field.default)
     return found
 
 

@@ -354,6 +354,8 @@ def test_the_grapheme_to_phoneme_model_is_kept_with_the_run(
         ("[model]\nlayer = 3", 4, "c.toml: unknown key 'model.layer': did you mean 'layers'?"),
         ("lexicon = 'none.dict'", 7, "none.dict"),
         ("lexicon = 'words.lex'\nnoise = 'none.tsv'", 6, "cannot read the table"),
+        ("lexicon = 'words.lex'\ncorpora = {nobody = 2}", 2, "'nobody', which no utterance is of; there are train"),
+        ("corpora = {train = -1}", 4, "corpora.train must be a number from 0, got -1.0"),
         ("lexicon = 'words.lex'\nrooms = 'bad.tsv'", 6, "bad.tsv, line 1: no column 'path' and 't60_s'"),
         (
             "lexicon = 'words.lex'\nnoise = 'bad.tsv'",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,9 @@ def toml(values: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def random_shard(texts: list[str], seed: int = 0, views: int = 1, shortest: int = 40, longest: int = 80) -> Shard:
+def random_shard(
+    texts: list[str], seed: int = 0, views: int = 1, shortest: int = 40, longest: int = 80, corpus: str = ""
+) -> Shard:
     """Random log-mel frames that pretend to be utterances of ``texts``."""
     rng = np.random.default_rng(seed)
     index, parts, position = [], [], 0
@@ -77,7 +80,8 @@ def random_shard(texts: list[str], seed: int = 0, views: int = 1, shortest: int 
             index.append([number, view, position, len(frames)])
             parts.append(frames)
             position += len(frames)
-    utterances = tuple(Utterance(f"u{i}", Path("x.wav"), 0.0, None, text) for i, text in enumerate(texts))
+    said = Utterance("", Path("x.wav"), 0.0, None, "", corpus=corpus)
+    utterances = tuple(dataclasses.replace(said, id=f"u{i}", text=text) for i, text in enumerate(texts))
     return Shard(np.concatenate(parts), np.array(index), utterances)
 
 
