@@ -510,7 +510,7 @@ class AcousticModel(nn.Module):
         running = self.front_end.running
         if running is None:
             return x, ()
-        before = heard[0][0] if heard else x.new_zeros(len(x), x.shape[2] + 1)
+        before = heard[0][0] if heard else x.new_zeros(len(x), width(self.config))
         return running.parallel(x, before), (running.after(x, lengths, before)[None],)
 
     @property

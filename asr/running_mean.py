@@ -78,9 +78,9 @@ class RunningMean:
 
     def parallel(self, frames: Tensor, heard: Tensor) -> Tensor:
         """The frames of :meth:`batch`, all at once, by sums in blocks (for training; the last digits may differ)."""
-        rows, n, mels = frames.shape
+        n = frames.shape[1]
         count = -(-n // _BLOCK)
-        blocks = F.pad(self._counted(frames), (0, 0, 0, count * _BLOCK - n)).view(rows, count, _BLOCK, mels + 1)
+        blocks = F.pad(self._counted(frames), (0, 0, 0, count * _BLOCK - n)).unflatten(1, (count, _BLOCK))
         within, fade = self.weights(_BLOCK, frames.device)
         with torch.autocast(frames.device.type, enabled=False):
             sums = torch.einsum("ij,bkjm->bkim", within, blocks)

@@ -6,6 +6,7 @@ in single precision alone, since the inference form knows the shipped parts.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -96,12 +97,66 @@ class Projected(RecurrentLayer):
         return super().forward(x, (h, F.pad(c, (0, missing))))
 
 
+class Summarized(RecurrentLayer):
+    """A layer that also hears a summary of the voice so far: the running mean of some learned features of its input
+    (after Vesely et al. 2016, but as a stream can have it). The cell state holds their sum and count."""
+
+    def __init__(self, config: ModelConfig, initial: bool = True) -> None:
+        super().__init__(config, initial)
+        self.features = nn.Linear(config.hidden, SUMMARY)
+        self.summary = nn.Linear(SUMMARY, config.hidden, bias=False)
+        nn.init.zeros_(self.summary.weight)  # at first, a plain layer
+
+    def forward(self, x: Tensor, hidden: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """As the shipped layer; the network's zeros for a first state are widened."""
+        h, c = hidden
+        size = self.rnn.hidden_size
+        c, before = c[:, :size], F.pad(c, (0, size + SUMMARY + 1 - c.shape[1]))[:, size:].float()
+        z = self.norm(x)
+        with torch.autocast(x.device.type, enabled=False):
+            said = F.pad(torch.tanh(self.features(z.float())), (0, 1), value=1.0)
+            heard = before[:, None] + said.cumsum(1)
+            vector = self.summary(heard[..., :-1] / (heard[..., -1:] + SUMMARY_PRIOR))
+        y, (h, c) = self.rnn(z + vector, (h[None].contiguous(), c[None].contiguous().to(h.dtype)))
+        return x + self.dropout(y), (h[0], torch.cat([c[0], heard[:, -1].to(c.dtype)], dim=1))
+
+
+class RunningStatistics(RunningMean):
+    """Divides by the running deviation of each band, too; the global variance, 1, counts as much as the global mean."""
+
+    def _counted(self, frames: Tensor) -> Tensor:
+        counted = super()._counted(frames)
+        return torch.cat([counted[..., :-1], counted[..., :-1] * frames, counted[..., -1:]], dim=-1)
+
+    def _less(self, frames: Tensor, sums: Tensor, counts: Tensor) -> Tensor:
+        firsts, squares = sums.chunk(2, dim=-1)
+        count = (counts + self.prior).clamp_min(1e-3)
+        mean = firsts / count
+        variance = (squares + self.prior) / count - mean**2
+        return (frames - mean * self.share) / variance.clamp_min(LEAST_VARIANCE).sqrt()
+
+    @staticmethod
+    def of(config: ModelConfig) -> RunningMean | None:
+        """None for a model without."""
+        plain = RunningMean.of(config)
+        return None if plain is None else RunningStatistics(**dataclasses.asdict(plain))
+
+
+def _twice_as_wide(config: ModelConfig) -> int:
+    return 2 * config.mels + 1 if config.running_mean else 0
+
+
+SUMMARY = 64  # features of the voice
+SUMMARY_PRIOR = 25.0  # steps that nothing heard counts for
+LEAST_VARIANCE = 0.1
 LONGER = 3  # frames of a step
 _BODIES: dict[str, dict[tuple[Any, str], Any]] = {
     "stacking": {(asr.model, "FrontEnd"): Stacked},
     "no layer norm": {(asr.model, "RecurrentLayer"): PlainRecurrent, (asr.model, "LookAhead"): PlainLookAhead},
     "weight drop": {(asr.model, "RecurrentLayer"): WeightDropped},
     "projection": {(asr.model, "RecurrentLayer"): Projected},
+    "speaker vector": {(asr.model, "RecurrentLayer"): Summarized},
+    "running variance": {(asr.model, "RunningMean"): RunningStatistics, (asr.model, "width"): _twice_as_wide},
     "steps of 60 ms": {
         (asr.model, "FRAMES_PER_STEP"): LONGER,
         (asr.model, "FRONT_END_HISTORY"): 2 * (KERNEL - 1) + 1 - LONGER,

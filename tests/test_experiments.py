@@ -108,7 +108,10 @@ def test_cells_of_the_body_have_equal_sizes_and_the_latency_they_say(experiments
             assert cell.name == f"look-ahead {shape.lookahead_ms} ms"
 
 
-@pytest.mark.parametrize("variant", ["stacking", "no layer norm", "weight drop", "projection", "steps of 60 ms"])
+VARIANTS = ["stacking", "no layer norm", "weight drop", "projection", "steps of 60 ms", "speaker vector"]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_variants_are_networks_of_another_kind_while_they_last(variant: str, experiments: ModuleType) -> None:
     frames, lengths = torch.randn(2, 36, 16), torch.tensor([36, 30])
     shape = {"heads": {"phones": 5}, "mels": 16, "hidden": 16, "layers": 2, "lookahead": (0, 2), "dropout": 0.0}
@@ -138,6 +141,38 @@ def test_variants_are_networks_of_another_kind_while_they_last(variant: str, exp
         assert other[0] != plain[0] and other[1] == plain[1]
     with pytest.raises(UsageError, match="there is no variant"), experiments.applied("nothing"):
         pass
+
+
+@pytest.mark.parametrize("variant", ["speaker vector", "running variance"])
+def test_variants_that_adapt_hear_a_voice_and_stream(variant: str, experiments: ModuleType) -> None:
+    mean = 1.0 if variant == "running variance" else 0.0
+    shape = {"heads": {"phones": 5}, "mels": 16, "hidden": 16, "layers": 2, "lookahead": (0, 2), "dropout": 0.0}
+    frames, lengths = torch.randn(2, 160, 16), torch.tensor([160, 160])
+    with experiments.applied(variant):
+        model = AcousticModel(ModelConfig(**shape, running_mean=mean)).eval()
+        for layer in model.recurrent if variant == "speaker vector" else ():
+            torch.nn.init.normal_(layer.summary.weight)
+        with torch.no_grad():
+            whole, _, carry = model(frames, lengths)
+            state, parts = model.begin(2), []
+            for piece in frames.split([30, 1, 77, 52], dim=1):
+                out, state = model.step(piece, state)
+                parts.append(out["phones"])
+            streamed = torch.cat([*parts, model.end(state)["phones"]], dim=1)
+            torch.testing.assert_close(streamed, whole["phones"], atol=1e-4, rtol=1e-4)
+            later, _, _ = model(frames, lengths, carry)
+            other, _, _ = model(torch.cat([frames[:1] + 1, frames[1:]]), lengths)
+    assert (later["phones"] - whole["phones"]).abs().max() > 1e-3  # what was heard before counts
+    assert (other["phones"][0] - whole["phones"][0]).abs().max() > 1e-3
+    torch.testing.assert_close(other["phones"][1], whole["phones"][1])
+    if variant == "running variance":  # another gain of a band is forgotten; the mean alone would keep it
+        running = model.front_end.running
+        assert running is not None
+        nothing = torch.zeros(2, 33)
+        plain, loud = (
+            running.parallel(f * 3, nothing)[:, -80:] for f in (frames.repeat(1, 40, 1), frames.repeat(1, 40, 1) * 2)
+        )
+        assert float(loud.std() / plain.std()) == pytest.approx(1.0, abs=0.1)
 
 
 def test_weights_are_dropped_in_training_alone(experiments: ModuleType) -> None:
