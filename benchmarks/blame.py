@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/blame.py --data dev.tsv ... [--model en] [--limit 100]
 
 Every stretch of wrong words is put right by itself: the text that was recognised, with the reference's words there, is
-judged as the search judges (all CTC paths of the words' pronunciations, without the priors' share; language models at the
-search's weights), and compared with what was recognised. The stretch is owed to
+judged as the search judges (all CTC paths of the words' pronunciations, without the share of the priors; the models of
+language at the weights of the search), and compared with what was recognised. The stretch is owed to
 
 - *unknown words*, where the reference has words that the lexicon lacks;
 - *the search*, where the right words are better in sum: it has lost them on its way;
