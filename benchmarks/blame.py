@@ -26,6 +26,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from asr.decoding.beam_search import BeamSearch
+from asr.decoding.confidence import speller
 from asr.decoding.hypothesis import Emissions
 from asr.errors import UsageError
 from asr.recognizer import Recognizer
@@ -45,8 +47,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     recognizer = Recognizer.load(args.model)
-    searches, judge = SearchFactory(recognizer), Judge(recognizer)
-    search = searches(recognizer.folder.config.search)
+    search = SearchFactory(recognizer)(recognizer.folder.config.search)
+    judge = Judge(recognizer, search)
     print(f"| table | WER % | {' | '.join(f'owed to {kind}' for kind in KINDS)} |")
     print("|---|---|" + "---|" * len(KINDS))
     for table in read_tables(recognizer, [str(path) for path in args.data], args.limit):
@@ -88,10 +90,10 @@ def stretches(reference: Sequence[str], heard: Sequence[str]) -> Iterator[Stretc
 class Judge:
     """What a recogniser's parts say of a text."""
 
-    def __init__(self, recognizer: Recognizer) -> None:
+    def __init__(self, recognizer: Recognizer, search: BeamSearch) -> None:
         folder = recognizer.folder
         self.config = folder.config.search
-        self.lexicon = folder.load_lexicon()
+        self.lexicon, self.spell = search.lexicon, speller(search)
         spelling = recognizer.vocabularies[recognizer.head]
         ngrams, self.recurrent = folder.load_language_model(), folder.load_recurrent()
         if ngrams is None or not isinstance(spelling, PhoneVocabulary):
@@ -115,7 +117,7 @@ class Judge:
 
     def sound(self, emissions: Emissions, words: Words) -> float:
         """Nats of all paths of a text through (steps, units) emissions, by any pronunciation."""
-        return all_paths(emissions - self.shift, [self._spell(word) for word in words])
+        return all_paths(emissions - self.shift, [self.spell(word) for word in words])
 
     def text(self, words: Words) -> float:
         """Nats that the language models and the score of words add."""
@@ -130,9 +132,6 @@ class Judge:
             share = config.second_share
             logs = [float(np.log10((1 - share) * 10**a + share * 10**b)) for a, b in zip(logs, seconds, strict=True)]
         return config.lm_weight * sum(logs) + config.word_score * len(words)
-
-    def _spell(self, word: str) -> list[list[int]]:
-        return [self.spelling.encode_phones(p) for p in self.lexicon.pronounce(word)]
 
 
 def all_paths(emissions: NDArray[np.floating[Any]], spelled: Sequence[Sequence[Sequence[int]]]) -> float:

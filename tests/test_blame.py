@@ -10,6 +10,7 @@ import pytest
 from benchmark_scripts import load_script
 
 from asr.recognizer import Recognizer
+from asr.training.tune import SearchFactory
 from asr.vocabulary import BLANK
 
 
@@ -47,7 +48,8 @@ def test_all_paths_are_summed(blame: ModuleType) -> None:
 
 
 def test_errors_are_owed_to_what_is_against_the_right_words(blame: ModuleType) -> None:
-    judge = blame.Judge(Recognizer.load("en"))
+    recognizer = Recognizer.load("en")
+    judge = blame.Judge(recognizer, SearchFactory(recognizer)(recognizer.folder.config.search))
 
     def heard_as(said: str) -> np.ndarray:
         """A network that is sure of these phones."""
