@@ -18,6 +18,9 @@ RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin asr
 COPY --from=build /opt/asr /opt/asr
 COPY models /srv/asr/models
 ENV PATH=/opt/asr/bin:$PATH PYTHONUNBUFFERED=1 ASR_MODELS=/srv/asr/models ASR_HOST=0.0.0.0 ASR_PORT=2700
+# The search is compiled now, for any processor, and not by every container, which has no place to keep it.
+ENV NUMBA_CPU_NAME=generic
+RUN python -c "from asr import Recognizer; Recognizer.load('en')"
 USER 10001
 EXPOSE 2700
 STOPSIGNAL SIGTERM

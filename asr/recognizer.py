@@ -69,6 +69,8 @@ class Recognizer:
             if greedy
             else self._search(search or folder.config.search, precision)
         )
+        if not isinstance(self.search, GreedySearch):
+            self.search.warm_up()
         self.options = StreamOptions(endpoint=endpoint or folder.config.endpoint)
         """What a stream starts from."""
         self.confidence = self._confidence()

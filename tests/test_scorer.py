@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from search_reference import Dictionary
 
 from asr import lm
-from asr.decoding.scorer import NoScorer, Scorer, _Table
+from asr.decoding import scorer as scorer_module
+from asr.decoding.kernels import hashed
+from asr.decoding.scorer import NoScorer, Scorer
 from asr.lm.model import NgramModel
 
 WORDS = ("a", "b", "c", "d", "e", "f")
@@ -104,22 +106,12 @@ def test_company_changes_nothing() -> None:
     assert len(nothing[0]) == len(nothing[1]) == 0
 
 
-@pytest.mark.parametrize("slots", [0, 1, 7])
-def test_every_key_of_a_table_is_found_and_no_other(slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In few ``slots`` (0: as many as a table has) keys of the same one must wait for each other."""
-    monkeypatch.setattr(_Table, "_AT_ONCE", 64)
-    if slots:
-        monkeypatch.setattr(_Table, "_slot", lambda table, keys: keys % slots)
-    keys = np.unique(np.random.default_rng(slots).integers(0, 2**40, 500))
-    table = _Table(keys)
-    wanted = np.concatenate([keys[::-1], keys + 1, [-1, -(2**62)]])
-    expected = [int(np.flatnonzero(keys == key)[0]) if key in keys else -1 for key in wanted]
-    assert table.find(wanted).tolist() == expected
-    assert len(table.find(keys[:0])) == 0
-
-
-def test_in_an_empty_table_is_nothing() -> None:
-    assert _Table(np.zeros(0, dtype=np.int64)).find(np.array([-1, 0, 5])).tolist() == [-1, -1, -1]
+@pytest.mark.parametrize("bits", [1, 3])
+@pytest.mark.parametrize("order", [2, 4])
+def test_ngrams_that_share_few_slots_are_all_found(order: int, bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scorer_module, "hashed", lambda keys, _: hashed(keys, bits))
+    compare(estimated(order), seed=bits)
+    assert len(Scorer(estimated(order), WORDS).grams.first) == 2**bits
 
 
 def test_unigrams_are_those_of_the_model() -> None:

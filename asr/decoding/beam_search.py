@@ -1,4 +1,4 @@
-"""CTC prefix beam search over a lexicon tree with a word n-gram model, for many streams at once, in array operations.
+"""CTC prefix beam search over a lexicon tree with a word n-gram model, for many streams at once.
 
 A hypothesis is a place in the tree behind a sequence of whole words. It sums the probability of all alignments that
 lead there, those that end in blank and those that end in its last unit apart (Graves 2008; Hannun et al. 2014). When a
@@ -6,8 +6,8 @@ unit completes a word, the language model scores the word at once and the hypoth
 it carries the best unigram score that is still possible below its node, as an expectation; where few words are left,
 the best score of these in its context. Of hypotheses at the same
 place with the same language model context, the future is the same: only the best one lives on. Everything advances in
-lockstep: one array operation serves the hypotheses of all streams (the idea of NGPU-LM, Bataev et al. 2025, that a
-language model held as arrays lets beams advance together).
+lockstep: one compiled loop serves the hypotheses of all streams (the idea of NGPU-LM, Bataev et al. 2025, that a
+language model held as arrays lets beams advance together; see :mod:`asr.decoding.kernels`).
 
 Steps that are surely blank only move the mass of a hypothesis to where the last symbol is blank; they cost nothing.
 Time and memory are bounded for ever: every now and then the words that lie some seconds back are committed, and
@@ -26,14 +26,12 @@ from numpy.typing import NDArray
 from asr.decoding.guess import EXPECTED, next_word
 from asr.decoding.hot_words import HotWord, HotWords, Overlay, stack
 from asr.decoding.hypothesis import Emissions, Hypothesis, SoFar, TimedWord
+from asr.decoding.kernels import NEVER, NEW_HOT, NEW_WORD, SOURCE, Stay, candidates, expand, written
 from asr.decoding.lattice import paths
 from asr.decoding.lockstep import (
     FINAL,
-    MIX,
-    NEVER,
     Beams,
     Floats,
-    Hashes,
     Ints,
     Lockstep,
     Piece,
@@ -41,8 +39,10 @@ from asr.decoding.lockstep import (
     first_state,
     fits,
     record,
+    remember,
     said_then,
     sum_texts,
+    survivors,
     within,
 )
 from asr.decoding.rescorer import Asked, Rescorer
@@ -52,22 +52,17 @@ from asr.decoding.search_state import (
     CONTEXT,
     DEPTH,
     ENDS,
-    FIRST,
     HISTORY,
     HOT,
-    IN_BLANK,
-    IN_UNIT,
-    LAST,
     LOOK,
     NAME,
     NODE,
     ROW,
     UNIT,
-    WORD,
     SearchState,
     Text,
 )
-from asr.decoding.trie import ROOT, build, ranges
+from asr.decoding.trie import ROOT, build
 from asr.errors import LexiconError, StateError
 from asr.inference import PRECISION
 from asr.lexicon import Lexicon
@@ -120,13 +115,10 @@ class BeamSearch(Lockstep[_Row]):
         self.scorer = Scorer(language_model, self.words) if language_model else NoScorer(len(self.words))
         unigrams = self.scorer.unigrams()
         self.trie = build(*self._spellings(), unigrams)
-        self.log_unigrams = unigrams
+        self._tree, self.log_unigrams = self.trie.arrays(), unigrams
         self._rescorer = None
         if second and language_model and config.second_share:
             self._rescorer = Rescorer(second, self._name, precision)
-        self._root_child = np.zeros(len(vocabulary), dtype=np.int64)
-        below = np.arange(self.trie.first_child[ROOT], self.trie.first_child[ROOT] + self.trie.children[ROOT])
-        self._root_child[self.trie.unit[below]] = below
 
     def _spellings(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         if isinstance(self.vocabulary, PhoneVocabulary):
@@ -300,61 +292,65 @@ class BeamSearch(Lockstep[_Row]):
         self, beams: Beams, about: _Row, emissions: Floats, now: NDArray[np.int32], skipped: NDArray[np.bool_]
     ) -> Beams:
         """See :meth:`Lockstep.frame`."""
-        ints, units = beams.ints, emissions.shape[1]
-        columns = np.ascontiguousarray(ints.T)
-        row, node, unit = columns[ROW], columns[NODE], columns[UNIT]
-        old = self._stay(beams, columns, emissions, skipped, node == ROOT)
-        total, look, stay, least = old.total, old.look, old.stay, old.least
-
+        ints = beams.ints
+        old = self._stay(beams, emissions, skipped, ints[:, NODE] == ROOT)
         likely = self._likely(emissions)
-        parent, child, own, new_unit = self._children(node, row, about, likely)
-        heard = likely.ravel().take(row.take(parent).astype(np.int64) * units + new_unit)
-        keep = (total.take(parent) + heard > least.take(parent)).nonzero()[0]
-        parent, child, new_unit, heard = parent.take(keep), child.take(keep), new_unit.take(keep), heard.take(keep)
-        own = own.take(keep) if about.overlay else own
-        repeated = new_unit == unit.take(parent)
-        score = np.where(repeated, old.in_blank.take(parent), total.take(parent)) + heard - look.take(parent)
-        new_look = self._looks(child, own, row, parent, columns[CONTEXT], about)
-        keep = (score + new_look > least.take(parent)).nonzero()[0]
-        parent, child, new_unit, score = parent.take(keep), child.take(keep), new_unit.take(keep), score.take(keep)
-        new_look = new_look.take(keep)
-        own = own.take(keep) if about.overlay else own
-
-        ended, word, goes_on = self._completed(child, own, row, parent, about)
-        source = parent.take(ended)
-        log_prob, context = self.scorer.score(columns[CONTEXT].take(source), word)
-        worth = score.take(ended) + about.lm_weight.take(row.take(source)) * log_prob
-        worth += self.config.word_score - _TIE * word
-        if self._rescorer:
-            worth += self._second(worth - least.take(source), source, word, log_prob, beams, about)
-        hot = columns[HOT].take(source)
+        on, on_scores, ends, ends_scores = expand(
+            ints, beams.scores, old, likely, about.lm_weight, self._tree, self.scorer.grams, FEW_WORDS
+        )
         if about.overlay:
-            hot, gain = about.overlay.advance(row.take(source), hot, word)
+            own = self._with_own(about.overlay, beams, old, likely, ends, ends_scores)
+            on, on_scores = np.concatenate([on, own[0]]), np.concatenate([on_scores, own[1]])
+            ends, ends_scores = own[2], own[3]
+        source, word = ends[:, SOURCE].astype(np.int64), ends[:, NEW_WORD].astype(np.int64)
+        row, log_prob = ints[:, ROW].take(source), ends_scores[:, 1]
+        worth: Floats = ends_scores[:, 0] + about.lm_weight.take(row) * log_prob + self.config.word_score - _TIE * word
+        if self._rescorer:
+            worth += self._second(worth - old.least.take(row), source, word, log_prob, beams, about)
+        if about.overlay:
+            ends[:, NEW_HOT], gain = about.overlay.advance(row, ints[:, HOT].take(source), word)
             worth += gain
-        good = (worth > least.take(source)).nonzero()[0]
-        stays, on = (stay > least).nonzero()[0], (goes_on).nonzero()[0]
-        n_stay, n_on = len(stays), len(on)
+        which, row, scores, total, texts, *keys = candidates(
+            ints, beams.scores, beams.hashes, old, on, on_scores, ends, worth
+        )
+        found = self._select(row, scores, total, (keys[0], keys[1]), beams, about.states)
 
-        source_of = np.concatenate([stays, parent.take(on), source.take(good)])
-        merged = np.take(columns, source_of, axis=1)
-        hashes = beams.hashes.take(source_of)
-        fresh = merged[:, n_stay:]
-        here = now.take(fresh[ROW])
-        np.copyto(fresh[FIRST], here, where=fresh[NODE] == ROOT)
-        units_heard = np.concatenate([new_unit.take(on), new_unit.take(ended.take(good))])
-        np.copyto(fresh[LAST], here, where=units_heard != self._space)  # the space behind a word is no part of it
-        middle, ends = slice(n_stay, n_stay + n_on), slice(n_stay + n_on, None)
-        merged[UNIT, n_stay:] = units_heard
-        merged[NODE, middle], merged[NODE, ends] = child.take(on), ROOT
-        word = word.take(good)
-        merged[CONTEXT, ends], merged[HOT, ends], merged[WORD, ends] = context.take(good), hot.take(good), word
-        scores = np.full((3, len(source_of)), NEVER)
-        scores[IN_BLANK, :n_stay], scores[IN_UNIT, :n_stay] = old.stay_blank.take(stays), old.stay_unit.take(stays)
-        scores[IN_UNIT, middle], scores[IN_UNIT, ends] = (score + new_look).take(on), worth.take(good)
-        scores[LOOK, :n_stay], scores[LOOK, middle], scores[LOOK, ends] = look.take(stays), new_look.take(on), 0.0
-        total = np.concatenate([stay.take(stays), scores[IN_UNIT, n_stay:]])
-        hashes[ends] = said_then(hashes[ends], word)
-        return self._prune(merged, scores, total, hashes, about.states)
+        def described(some: Ints) -> NDArray[np.int32]:
+            return written(some, which, ints, on, ends, now, self._space)
+
+        if len(found.losers):
+            remember(found, which[:, 0] == 2, described, total, texts, about.states)
+        beams = survivors(found, described(found.chosen), scores, texts)
+        record(beams, beams.hashes, about.states)
+        return beams
+
+    def _with_own(
+        self, overlay: Overlay, beams: Beams, old: Stay, likely: Floats, ends: NDArray[np.int32], ends_scores: Floats
+    ) -> tuple[NDArray[np.int32], Floats, NDArray[np.int32], Floats]:
+        """What sessions' own trees add to what goes on, and all that ends with theirs, as :func:`expand` has it: their
+        words are found in their own trees alone."""
+        ints = beams.ints
+        shared = ~overlay.owns(ints[:, ROW].take(ends[:, SOURCE]), ends[:, NEW_WORD].astype(np.int64))
+        parent, child, unit = overlay.children(ints[:, NODE], ints[:, ROW])
+        row = ints[:, ROW].take(parent)
+        heard, least = likely[row, unit], old.least.take(row)
+        before = np.where(unit == ints[:, UNIT].take(parent), old.in_blank.take(parent), old.total.take(parent))
+        score = before + heard - beams.scores[:, LOOK].take(parent)
+        look = overlay.looks(child, row)
+        good = ((old.total.take(parent) + heard > least) & (score + look > least)).nonzero()[0]
+        parent, child, unit, row = parent.take(good), child.take(good), unit.take(good), row.take(good)
+        score, look = score.take(good), look.take(good)
+        ended, word, goes_on = overlay.completed(child, row)
+        on = np.stack([parent, unit, child], axis=1)[goes_on].astype(np.int32)
+        source = parent.take(ended)
+        log_prob, context = self.scorer.score(ints[:, CONTEXT].take(source), word)
+        own = np.stack([source, unit.take(ended), word, context, ints[:, HOT].take(source)], axis=1).astype(np.int32)
+        return (
+            on,
+            np.stack([score + look, look], axis=1)[goes_on],
+            np.concatenate([ends[shared], own]),
+            np.concatenate([ends_scores[shared], np.stack([score.take(ended), log_prob], axis=1)]),
+        )
 
     def _second(self, above: Floats, source: Ints, word: Ints, first: Floats, beams: Beams, about: _Row) -> Floats:
         """(words,) what the recurrent language model adds to the scores of hypotheses that complete a ``word``: 0 where
@@ -382,80 +378,4 @@ class BeamSearch(Lockstep[_Row]):
         if self._rescorer:
             known = state.texts
             state.texts = {key: known[key] for key in (state.root, *state.history.hashes.tolist()) if key in known}
-        return beams
-
-    def _children(
-        self, node: NDArray[np.int32], row: NDArray[np.int32], about: _Row, likely: Floats
-    ) -> tuple[Ints, Ints, NDArray[np.bool_], NDArray[np.int32]]:
-        """Every way on: (hypothesis, node, whether the node is of a session's own tree, unit)."""
-        trie, size = self.trie, len(self.trie)
-        at_root = (node == ROOT).nonzero()[0]
-        which, by_unit = np.nonzero((likely > NEVER).take(row.take(at_root), axis=0) & (self._root_child > 0))
-        inner = ((node > ROOT) & (node < size)).nonzero()[0]
-        place = node.take(inner)
-        count = trie.children.take(place)
-        parent = np.concatenate([at_root.take(which), inner.repeat(count)])
-        child = np.concatenate([self._root_child.take(by_unit), ranges(trie.first_child.take(place), count)])
-        unit, own = trie.unit.take(child), np.zeros(0, dtype=bool)
-        if about.overlay:
-            more, own_child, own_unit = about.overlay.children(node, row)
-            own = np.arange(len(parent) + len(more)) >= len(parent)
-            parent, child = np.concatenate([parent, more]), np.concatenate([child, own_child])
-            unit = np.concatenate([unit, own_unit])
-        return parent, child, own, unit
-
-    def _looks(
-        self,
-        child: Ints,
-        own: NDArray[np.bool_],
-        row: NDArray[np.int32],
-        parent: Ints,
-        context: NDArray[np.int32],
-        about: _Row,
-    ) -> Floats:
-        """What the language model expects of the words below nodes: where they are few, of each in its context."""
-        rows = row.take(parent)
-        shared = child if about.overlay is None else np.where(own, ROOT, child)
-        ahead, count = self.trie.ahead.take(shared), self.trie.below.take(shared)
-        if len(few := (count <= FEW_WORDS).nonzero()[0]):
-            count = count.take(few)
-            place = ranges(self.trie.first_below.take(shared.take(few)), count)
-            contexts = context.take(parent.take(few)).repeat(count)
-            log_prob, _ = self.scorer.score(contexts, self.trie.entries.take(place))
-            ahead[few] = np.maximum.reduceat(log_prob, count.cumsum() - count)
-        look = about.lm_weight.take(rows) * ahead
-        if about.overlay is None:
-            return look
-        return np.where(own, about.overlay.looks(child, own, rows), look)
-
-    def _completed(
-        self, child: Ints, own: NDArray[np.bool_], row: NDArray[np.int32], parent: Ints, about: _Row
-    ) -> tuple[Ints, Ints, NDArray[np.bool_]]:
-        """Words that end at the nodes: (place among them, word); and which nodes go on."""
-        trie = self.trie
-        shared = child if about.overlay is None else np.where(own, ROOT, child)
-        with_words = (trie.word_count.take(shared)).nonzero()[0]
-        at = shared.take(with_words)
-        count = trie.word_count.take(at)
-        ended = with_words.repeat(count)
-        word = trie.words.take(ranges(trie.first_word.take(at), count)).astype(np.int64)
-        goes_on = trie.children.take(shared) > 0
-        if about.overlay:
-            rows = row.take(parent)
-            free = ~about.overlay.owns(rows.take(ended), word)  # hot words are found by their own tree alone
-            ended, word = ended[free], word[free]
-            own_ended, own_word, own_on = about.overlay.completed(child, own, rows)
-            ended, word = np.concatenate([ended, own_ended]), np.concatenate([word, own_word])
-            goes_on = np.where(own, own_on, goes_on)
-        return ended, word, goes_on
-
-    def _prune(
-        self, columns: NDArray[np.int32], scores: Floats, total: Floats, hashes: Hashes, states: list[SearchState]
-    ) -> Beams:
-        """See :meth:`Lockstep._select`."""
-        place = np.where(columns[NODE] == ROOT, -1 - columns[UNIT], columns[NODE]).astype(np.int64).view(np.uint64)
-        place = place * MIX[2] + columns[ROW].astype(np.uint64) * MIX[3]
-        future = columns[CONTEXT].astype(np.uint64) * MIX[0] + columns[HOT].astype(np.uint64) * MIX[1] + place
-        beams = self._select(columns, scores, total, hashes, (hashes * MIX[1] + place, future), states)
-        record(beams, beams.hashes, states)
         return beams

@@ -219,22 +219,20 @@ class Overlay:
         local = ranges(self._first_child[at], count)
         return parent, local + self._size, self._unit[local + self._nodes[row[parent]]]
 
-    def looks(self, child: Ints, own: NDArray[np.bool_], row: NDArray[np.int32]) -> Floats:
-        """What is expected below own nodes, in nats; for other nodes anything."""
-        return self._ahead[self._place(child, own, row)]
+    def looks(self, child: Ints, row: NDArray[np.int32]) -> Floats:
+        """What is expected below own nodes, in nats."""
+        return self._ahead[self._place(child, row)]
 
-    def completed(
-        self, child: Ints, own: NDArray[np.bool_], row: NDArray[np.int32]
-    ) -> tuple[Ints, Ints, NDArray[np.bool_]]:
-        """Words that end at own nodes: (place in ``child``, word); and which own nodes go on."""
-        place = self._place(child, own, row)
-        count = np.where(own, self._word_count[place], 0)
+    def completed(self, child: Ints, row: NDArray[np.int32]) -> tuple[Ints, Ints, NDArray[np.bool_]]:
+        """Words that end at own nodes: (place in ``child``, word); and which of these nodes go on."""
+        place = self._place(child, row)
+        count = self._word_count[place]
         ended = np.repeat(np.arange(len(child)), count)
         return ended, self._words[ranges(self._first_word[place], count)], self._children[place] > 0
 
-    def _place(self, child: Ints, own: NDArray[np.bool_], row: NDArray[np.int32]) -> Ints:
-        """Where own nodes stand in the arrays of all streams; for other nodes their stream's root."""
-        return np.where(own, child - self._size, 0) + self._nodes[row]
+    def _place(self, child: Ints, row: NDArray[np.int32]) -> Ints:
+        """Where own nodes stand in the arrays of all streams."""
+        return child - self._size + self._nodes[row]
 
     def owns(self, row: NDArray[np.int32], word: Ints) -> NDArray[np.bool_]:
         """Whether words are hot words of their streams."""

@@ -8,7 +8,7 @@ stream's memory stays bounded.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Generic, TypeVar
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asr.decoding.hypothesis import Emissions, Hypothesis, SoFar, TimedWord
+from asr.decoding.kernels import MIX, NEVER, Selected, Stay, select, stay
 from asr.decoding.lattice import NEAR, left, settle
 from asr.decoding.search_config import SearchConfig
 from asr.decoding.search_state import (
@@ -48,12 +49,9 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Hashes = NDArray[np.uint64]
 
-NEVER = -np.inf
 FINAL = -1.0  # log10 probability of an end from which on words look complete
 COMMIT_EVERY = 16  # frames
 COMMIT_STEPS = 4000 // STEP_MS  # what was said this long ago is committed
-MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93], dtype=np.uint64)
-_MOST_ROWS = 250  # streams that advance together: see Lockstep._ranking
 
 
 @dataclass
@@ -86,22 +84,6 @@ class Piece:
     frames: Floats
     steps: list[int]
     skipped: list[bool]
-
-
-@dataclass
-class Stay:
-    """Of every hypothesis (n,): its scores ``in_blank`` and ``in_unit`` before a frame, their ``total``, and the part
-    ``look`` that is expected; then, if it says nothing new, ``stay_blank``, ``stay_unit`` and both together, ``stay``;
-    and the ``least`` score with which a hypothesis of its row lives on."""
-
-    in_blank: Floats
-    in_unit: Floats
-    look: Floats
-    total: Floats
-    stay_blank: Floats
-    stay_unit: Floats
-    stay: Floats
-    least: Floats
 
 
 About = TypeVar("About", bound=Rows)
@@ -142,6 +124,16 @@ class Lockstep(ABC, Generic[About]):
     def _words(self, state: SearchState, entry: int) -> tuple[TimedWord, ...]:
         """What was said up to an entry of the history (-1: nothing that is not committed)."""
 
+    @abstractmethod
+    def begin(self) -> SearchState:
+        """State of a new segment."""
+
+    def warm_up(self) -> None:
+        """Search through a step of nothing, so that what has to be compiled is compiled (or read) before somebody
+        waits."""
+        units = len(self._shift)
+        self.end(self.step(np.full((1, units), -np.log(units), dtype=np.float32), self.begin()))
+
     # -- one stream --------------------------------------------------------------------------------------------------
 
     def step(self, emissions: Emissions, state: SearchState) -> SearchState:
@@ -180,8 +172,8 @@ class Lockstep(ABC, Generic[About]):
         """Advance several streams together; their states are changed in place. A stream's result does not depend on
         the others."""
         moved = [piece for emissions, state in pieces if len(emissions) and (piece := self._take(emissions, state))]
-        for i in range(0, len(moved), _MOST_ROWS):
-            self.advance(moved[i : i + _MOST_ROWS])
+        if moved:
+            self.advance(moved)
 
     def _take(self, emissions: Emissions, state: SearchState) -> Piece | None:
         """The frames that move hypotheses, if any; the others, surely blank, only shift their mass."""
@@ -280,31 +272,10 @@ class Lockstep(ABC, Generic[About]):
 
     # -- parts of a frame --------------------------------------------------------------------------------------------
 
-    def _stay(
-        self,
-        beams: Beams,
-        columns: NDArray[np.int32],
-        emissions: Floats,
-        skipped: NDArray[np.bool_],
-        between: NDArray[np.bool_],
-    ) -> Stay:
-        """Blank, a repeated unit, and blanks that were ``skipped`` before: see :meth:`frame`. ``columns``: (10, n) of
-        the hypotheses; ``between``: (n,) whether each stands between words, where a space is as good as blank."""
-        row, unit = columns[ROW], columns[UNIT]
-        in_blank, in_unit, look = np.ascontiguousarray(beams.scores.T)
-        total = np.logaddexp(in_blank, in_unit)
-        if skipped.any():
-            gone = skipped.take(row)
-            in_blank, in_unit = np.where(gone, total, in_blank), np.where(gone, NEVER, in_unit)
-        flat, base = emissions.ravel(), row.astype(np.int64) * emissions.shape[1]
-        stay_blank, stay_unit = total + flat.take(base + BLANK), in_unit + flat[base + unit]
-        if self._space >= 0:
-            also = total + np.where(between, flat.take(base + self._space), NEVER)
-            stay_blank = np.logaddexp(stay_blank, also)
-            stay_unit = np.where(between & (unit == self._space), NEVER, stay_unit)
-        stay = np.logaddexp(stay_blank, stay_unit)
-        floor = np.maximum.reduceat(stay, beams.starts) - self.config.threshold
-        return Stay(in_blank, in_unit, look, total, stay_blank, stay_unit, stay, floor.take(row))
+    def _stay(self, beams: Beams, emissions: Floats, skipped: NDArray[np.bool_], between: NDArray[np.bool_]) -> Stay:
+        """See :func:`asr.decoding.kernels.stay`."""
+        ints, rows, threshold = beams.ints, len(beams.starts), self.config.threshold
+        return stay(ints, beams.scores, rows, emissions, skipped, between, self._space, threshold)
 
     def _likely(self, emissions: Floats) -> Floats:
         """(rows, units): the emissions of the best units of a step; those of the others, and of blank, are -inf."""
@@ -316,55 +287,28 @@ class Lockstep(ABC, Generic[About]):
 
     def _select(
         self,
-        columns: NDArray[np.int32],
+        row: NDArray[np.int32],
         scores: Floats,
         total: Floats,
-        hashes: Hashes,
         keys: tuple[Hashes, Hashes],
+        beams: Beams,
         states: list[SearchState],
-    ) -> Beams:
-        """Sum equal hypotheses, keep the best of those with the same future, and of each row the best ones.
+    ) -> Selected:
+        """See :func:`asr.decoding.kernels.select`. ``beams``: from which the candidates come; the best score of each
+        row goes from all of its ``scores`` to its state's offset."""
+        remember = any(state.remembers for state in states)
+        found = select(row, scores, total, *keys, len(beams.starts), self.config.beam, self.config.threshold,
+                       self._recombine, remember)  # fmt: skip
+        for state, top in zip(states, found.top.tolist(), strict=False):
+            state.offset += top
+        return found
 
-        ``columns``: (10, n), ``scores``: (3, n), ``total``: (n,) of all alignments, ``hashes``: (n,); ``keys``: (n,) of
-        what a hypothesis is, and (n,) of its future.
-        """
-        lost = None
-        order, starts = _groups(keys[0])
-        alive = np.arange(len(total))
-        if len(starts) < len(order):
-            alive = _sum_groups(scores, total, order, starts)
-        if self._recombine:
-            order, starts = _groups(keys[1].take(alive))
-            if len(starts) < len(order):
-                best = _best_of_groups(total.take(alive), order, starts)
-                if any(state.remembers for state in states):
-                    lost = _lost(columns[WORD], alive, best, order, starts)
-                alive = alive.take(best)
-        alive.sort()
-        whole, row, total = total, columns[ROW].take(alive), total.take(alive)
-        top = np.full(len(states), NEVER)
-        np.maximum.at(top, row, total)
-        if lost is not None:
-            _remember(lost, columns, whole, hashes, top, states)
-        behind = top.take(row) - total
-        near = (behind <= self.config.threshold).nonzero()[0]
-        near = near.take(self._ranking(row.take(near), behind.take(near)).argsort())
-        row = row.take(near)
-        rows = np.arange(int(row[-1]) + 1)
-        within = np.arange(len(near)) - row.searchsorted(rows).take(row) < self.config.beam
-        alive, row = alive.take(near[within]), row[within]
-        ints = np.ascontiguousarray(columns.take(alive, axis=1).T)
-        kept = np.ascontiguousarray(scores.take(alive, axis=1).T)
-        kept[:, :LOOK] -= top.take(row)[:, None]
-        for state, score in zip(states, top[: len(rows)].tolist(), strict=False):
-            state.offset += score
-        return Beams(ints, kept, hashes.take(alive), row.searchsorted(rows), behind.take(near[within]))
 
-    def _ranking(self, row: NDArray[np.int32], behind: Floats) -> Ints:
-        """(n,) integers, all different, that sort by row, then by score, then by place. Quick to sort, and of equal
-        hypotheses the same one is the better in any company."""
-        close = (behind * ((2.0**33 - 1) / self.config.threshold)).astype(np.int64)
-        return (row.astype(np.int64) << 55) | (close << 22) | np.arange(len(row))
+def survivors(found: Selected, ints: NDArray[np.int32], scores: Floats, hashes: Hashes) -> Beams:
+    """The candidates that were chosen. ``ints``: (m, 10) of these; ``scores``, ``hashes``: of all candidates."""
+    kept = scores.take(found.chosen, axis=0)
+    kept[:, :LOOK] -= found.top.take(ints[:, ROW])[:, None]
+    return Beams(ints, kept, hashes.take(found.chosen), found.starts, found.behind)
 
 
 def first_state(context: int) -> tuple[NDArray[np.int32], Floats, Hashes]:
@@ -518,84 +462,28 @@ def _living(state: SearchState, entries: NDArray[np.int32], old: Sequence[int]) 
     return arcs.take(living.nonzero()[0])
 
 
-def _groups(keys: Hashes) -> tuple[Ints, Ints]:
-    """An order in which equal keys stand together, and where each group begins in it."""
-    order = keys.argsort()
-    ordered = keys.take(order)
-    fresh = np.ones(len(order), dtype=bool)
-    np.not_equal(ordered[1:], ordered[:-1], out=fresh[1:])
-    return order, fresh.nonzero()[0]
-
-
-def _lost(words: NDArray[np.int32], alive: Ints, best: Ints, order: Ints, starts: Ints) -> tuple[Ints, Ints]:
-    """Hypotheses that give way to the ``best`` of their group although they have just completed a word, and these."""
-    better = best.repeat(_sizes(starts, len(order)))
-    fresh = words.take(alive).take(order) >= 0
-    fresh &= order != better
-    which = fresh.nonzero()[0]
-    return alive.take(order.take(which)), alive.take(better.take(which))
-
-
-def _remember(
-    lost: tuple[Ints, Ints],
-    columns: NDArray[np.int32],
+def remember(
+    found: Selected,
+    fresh: NDArray[np.bool_],
+    described: Callable[[Ints], NDArray[np.int32]],
     total: Floats,
     hashes: Hashes,
-    top: Floats,
     states: Sequence[SearchState],
 ) -> None:
-    """Note those of :func:`_lost` that are near the best of their stream: see :mod:`asr.decoding.lattice`."""
-    loser, winner = lost
-    row = columns[ROW].take(loser)
-    near = (total.take(loser) > top.take(row) - NEAR).nonzero()[0]
+    """Note candidates that gave way although they had just completed a word (``fresh``, (n,)) and that are near the
+    best of their stream: see :mod:`asr.decoding.lattice`. ``described``: (k, 10) of candidates (k,); ``total``,
+    ``hashes``: of all."""
+    which = fresh.take(found.losers).nonzero()[0]
+    loser, winner = found.losers.take(which), found.winners.take(which)
+    ints = described(loser)
+    near = (total.take(loser) > found.top.take(ints[:, ROW]) - NEAR).nonzero()[0]
     if not len(near):
         return
-    loser, winner, row = loser.take(near), winner.take(near), row.take(near)
-    order = ((row.astype(np.int64) << 32) | loser).argsort()
-    loser, winner, row = loser.take(order), winner.take(order), row.take(order)
-    words = columns[[HISTORY, WORD, FIRST, LAST]].take(loser, axis=1).T
+    loser, winner, ints = loser.take(near), winner.take(near), ints.take(near, axis=0)
+    row, words = ints[:, ROW], ints[:, [HISTORY, WORD, FIRST, LAST]]
     keys = hashes.take(np.stack([winner, loser], axis=1))
     behind = total.take(loser) - total.take(winner)
     edges = [0, *((row[1:] != row[:-1]).nonzero()[0] + 1).tolist(), len(row)]
     for r, begin, stop in zip(row.take(edges[:-1]).tolist(), edges, edges[1:], strict=False):
         if states[r].remembers:
             states[r].lost.append(Block(words[begin:stop], keys[begin:stop], behind[begin:stop]))
-
-
-def _sizes(starts: Ints, stop: int) -> Ints:
-    """Of groups that follow each other up to ``stop``."""
-    sizes = np.empty_like(starts)
-    np.subtract(starts[1:], starts[:-1], out=sizes[:-1])
-    sizes[-1] = stop - starts[-1]
-    return sizes
-
-
-def _sum_groups(scores: Floats, total: Floats, order: Ints, starts: Ints) -> Ints:
-    """Add up the scores of each group, in place, at its best member; those members."""
-    sizes = _sizes(starts, len(order))
-    several = (sizes > 1).nonzero()[0]
-    alive = order.take(starts)
-    members = order[np.repeat(sizes > 1, sizes)]
-    sizes = sizes.take(several)
-    members += np.repeat(np.arange(len(several)) << 32, sizes)
-    members.sort()  # within each group: a sum must not depend on an order that the stream's company changes
-    members &= (1 << 32) - 1
-    begins = sizes.cumsum() - sizes
-    best = members.take(_best_of_groups(total.take(members), np.arange(len(members)), begins))
-    for column in (IN_BLANK, IN_UNIT):
-        scores[column, best] = np.logaddexp.reduceat(scores[column].take(members), begins)
-    total[best] = np.logaddexp(scores[IN_BLANK, best], scores[IN_UNIT, best])
-    alive[several] = best
-    return alive
-
-
-def _best_of_groups(total: Floats, order: Ints, starts: Ints) -> Ints:
-    """For each group the place of its best member (of equal ones the first in memory)."""
-    sizes = _sizes(starts, len(order))
-    grouped = total[order]
-    best = np.maximum.reduceat(grouped, starts)
-    is_best = grouped == np.repeat(best, sizes)
-    group = np.repeat(np.arange(len(starts)), sizes)[is_best]
-    place = np.full(len(starts), len(order), dtype=np.int64)
-    np.minimum.at(place, group, order[is_best])
-    return place

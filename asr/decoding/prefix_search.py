@@ -25,10 +25,9 @@ from numpy.typing import NDArray
 
 from asr.decoding.hot_words import HotWord, HotWords, Overlay, Spell, stack
 from asr.decoding.hypothesis import Emissions, Hypothesis, SoFar, TimedWord
+from asr.decoding.kernels import MIX, NEVER
 from asr.decoding.lockstep import (
     FINAL,
-    MIX,
-    NEVER,
     Beams,
     Floats,
     Hashes,
@@ -39,6 +38,7 @@ from asr.decoding.lockstep import (
     fits,
     record,
     sum_texts,
+    survivors,
     within,
 )
 from asr.decoding.scorer import NoScorer, Scorer
@@ -220,8 +220,8 @@ class PrefixSearch(Lockstep[_Row]):
         columns = np.ascontiguousarray(beams.ints.T)
         row, unit, part = columns[ROW], columns[UNIT], _join(columns[LOW], columns[HIGH])
         weight = about.lm_weight
-        old = self._stay(beams, columns, emissions, skipped, part == 0)
-        total, look, stay, least = old.total, old.look, old.stay, old.least
+        old = self._stay(beams, emissions, skipped, part == 0)
+        total, look, stay, least = old.total, beams.scores[:, LOOK], old.stay, old.least.take(row)
 
         heard = self._likely(emissions).take(row, axis=0)
         if self._space >= 0:
@@ -247,13 +247,20 @@ class PrefixSearch(Lockstep[_Row]):
         fresh[LOW], fresh[HIGH] = _split(new_part.take(on))
         fresh[CONTEXT] = np.where(done, context.take(source[n:]), fresh[CONTEXT])
         hashes[n:] = np.where(done, _with_word(hashes[n:], part.take(source[n:])), hashes[n:])
-        scores = np.full((3, len(source)), NEVER)
+        scores = np.full((len(source), 3), NEVER)
         for column, stayed in ((IN_BLANK, old.stay_blank), (IN_UNIT, old.stay_unit), (LOOK, look)):
-            scores[column, :n] = stayed.take(stays)
-        scores[IN_UNIT, n:], scores[LOOK, n:] = (score + new_look).take(on), new_look.take(on)
-        whole = np.concatenate([stay.take(stays), scores[IN_UNIT, n:]])
-        parts = np.concatenate([part.take(stays), new_part.take(on)])
-        return self._prune(merged, scores, whole, hashes, parts, about.states)
+            scores[:n, column] = stayed.take(stays)
+        scores[n:, IN_UNIT], scores[n:, LOOK] = (score + new_look).take(on), new_look.take(on)
+        whole = np.concatenate([stay.take(stays), scores[n:, IN_UNIT]])
+        place = np.concatenate([part.take(stays), new_part.take(on)]) * MIX[2]
+        place += (merged[UNIT] + 1).astype(np.uint64) * MIX[1] + merged[ROW].astype(np.uint64) * MIX[3]
+        future = place + merged[CONTEXT].astype(np.uint64) * MIX[0]
+        future += merged[PHRASE].astype(np.uint64) * MIX[0] * MIX[1]
+        found = self._select(merged[ROW], scores, whole, (hashes * MIX[0] + place, future), beams, about.states)
+        beams = survivors(found, np.ascontiguousarray(merged.take(found.chosen, axis=1).T), scores, hashes)
+        kept = _join(beams.ints[:, LOW], beams.ints[:, HIGH])
+        record(beams, beams.hashes * MIX[0] + kept * MIX[2], about.states, LAST)
+        return beams
 
     @staticmethod
     def _sessions(rows: NDArray[np.int32], about: _Row) -> Iterator[tuple[LetterHotWords, slice]]:
@@ -305,25 +312,6 @@ class PrefixSearch(Lockstep[_Row]):
             states, earned = about.overlay.advance(rows, columns[PHRASE], word)
             phrase, gain = np.where(open_, states, phrase), np.where(open_, earned, 0.0)
         return np.where(open_, log_prob, 0.0), context, phrase, gain
-
-    def _prune(
-        self,
-        columns: NDArray[np.int32],
-        scores: Floats,
-        total: Floats,
-        hashes: Hashes,
-        part: Hashes,
-        states: list[SearchState],
-    ) -> Beams:
-        """See :meth:`Lockstep._select`. ``part``: (n,) the beginnings of words."""
-        place = part * MIX[2] + (columns[UNIT] + 1).astype(np.uint64) * MIX[1]
-        place += columns[ROW].astype(np.uint64) * MIX[3]
-        future = place + columns[CONTEXT].astype(np.uint64) * MIX[0]
-        future += columns[PHRASE].astype(np.uint64) * MIX[0] * MIX[1]
-        beams = self._select(columns, scores, total, hashes, (hashes * MIX[0] + place, future), states)
-        kept = _join(beams.ints[:, LOW], beams.ints[:, HIGH])
-        record(beams, beams.hashes * MIX[0] + kept * MIX[2], states, LAST)
-        return beams
 
 
 class LetterHotWords(HotWords):

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from asr.decoding.kernels import Tree
+
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float64]
 ROOT = 0
@@ -37,6 +39,12 @@ class Trie:
 
     def __len__(self) -> int:
         return len(self.unit)
+
+    def arrays(self) -> Tree:
+        """For compiled loops."""
+        columns = self.first_child, self.children, self.first_word, self.word_count, self.first_below, self.below
+        nodes = np.stack(columns, axis=1).astype(np.int32)
+        return Tree(nodes, self.unit, self.ahead, self.words, self.entries.astype(np.int32))
 
 
 def build(spellings: Ints, words: Ints, scores: Floats) -> Trie:
