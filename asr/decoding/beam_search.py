@@ -370,12 +370,12 @@ class BeamSearch(Lockstep[_Row]):
         added[near] = weight.take(near) * np.log10(1 - share + share * ratio)
         return added
 
-    def _commit(self, beams: Beams, state: SearchState, r: int, old: list[int]) -> Beams:
+    def _commit(self, ints: NDArray[np.int32], state: SearchState, old: list[int]) -> NDArray[np.bool_]:
         """See :meth:`Lockstep._commit`. The recurrent language model forgets what no hypothesis has said any more."""
         if self._rescorer and old:
             self._rescorer.plant(state, old[-1], len(self.words))
-        beams = super()._commit(beams, state, r, old)
+        keep = super()._commit(ints, state, old)
         if self._rescorer:
             known = state.texts
             state.texts = {key: known[key] for key in (state.root, *state.history.hashes.tolist()) if key in known}
-        return beams
+        return keep

@@ -208,12 +208,7 @@ class Lockstep(ABC, Generic[About]):
             beams = self.frame(beams, about, emissions, now, skipped)
             if agree:
                 beams = self._agree(beams, states)
-            for r in range(active):
-                states[r].frames += 1
-                if states[r].frames % COMMIT_EVERY == 0:
-                    best = int(beams.ints[beams.starts[r], HISTORY])
-                    old = _sooner(states[r].history, best, int(now[r]) - self.commit_steps)
-                    beams = self._commit(beams, states[r], r, old)
+            beams = self._commit_some(beams, states[:active], now)
         _retire(beams, states, 0)
 
     def _agree(self, beams: Beams, states: Sequence[SearchState]) -> Beams:
@@ -266,9 +261,20 @@ class Lockstep(ABC, Generic[About]):
             return np.ones(len(behind), dtype=np.int64)
         return (np.exp(-behind) * 2.0**40).astype(np.int64)
 
-    def _commit(self, beams: Beams, state: SearchState, r: int, old: list[int]) -> Beams:
+    def _commit_some(self, beams: Beams, states: Sequence[SearchState], now: NDArray[np.int32]) -> Beams:
+        """Another frame is over; streams that have seen enough of them commit what they said some time ago."""
+        keep, stops = np.ones(len(beams.ints), dtype=bool), [*beams.starts[1:].tolist(), len(beams.ints)]
+        for r, (state, begin, stop) in enumerate(zip(states, beams.starts.tolist(), stops, strict=True)):
+            state.frames += 1
+            if state.frames % COMMIT_EVERY == 0:
+                ints = beams.ints[begin:stop]
+                old = _sooner(state.history, int(ints[0, HISTORY]), int(now[r]) - self.commit_steps)
+                keep[begin:stop] = self._commit(ints, state, old)
+        return beams if keep.all() else _without(beams, keep)
+
+    def _commit(self, ints: NDArray[np.int32], state: SearchState, old: list[int]) -> NDArray[np.bool_]:
         """See :func:`_commit`."""
-        return _commit(beams, state, r, old)
+        return _commit(ints, state, old)
 
     # -- parts of a frame --------------------------------------------------------------------------------------------
 
@@ -282,7 +288,7 @@ class Lockstep(ABC, Generic[About]):
         likely = emissions.copy()
         likely[:, BLANK] = NEVER
         least = np.partition(likely, -self._tokens, axis=1)[:, -self._tokens, None]
-        likely[likely < least] = NEVER
+        likely[likely < np.maximum(least, self.config.token_min_logp)] = NEVER
         return likely
 
     def _select(
@@ -417,14 +423,13 @@ def _sooner(history: History, entry: int, step: int) -> list[int]:
     return list(takewhile(lambda one: history.data[one, ENDS] < step, history.chain(entry)))
 
 
-def _commit(beams: Beams, state: SearchState, r: int, old: list[int]) -> Beams:
-    """The first words of the best hypothesis of row ``r``, entries ``old``, become final: those that disagree end."""
-    starts = beams.starts
-    begin, stop = int(starts[r]), int(starts[r + 1]) if r + 1 < len(starts) else len(beams.ints)
-    history, entries = state.history, beams.ints[begin:stop, HISTORY]
-    if not history.size:
-        return beams
+def _commit(ints: NDArray[np.int32], state: SearchState, old: list[int]) -> NDArray[np.bool_]:
+    """The first words of the best of a stream's hypotheses ``ints`` (n, 10), entries ``old``, become final. Returns
+    which live on (n,), since they agree; these know the history's new entries."""
+    history, entries = state.history, ints[:, HISTORY]
     keep = np.ones(len(entries), dtype=bool)
+    if not history.size:
+        return keep
     if old:
         there = history.at_depth(entries, len(old) - 1)
         keep = (there >= 0) & (history.hashes[there] == history.hashes[old[-1]])
@@ -434,11 +439,8 @@ def _commit(beams: Beams, state: SearchState, r: int, old: list[int]) -> Beams:
     state.history, renamed = history.compact(np.concatenate([arcs.entries, entries[keep]]), len(old) - 1)
     state.arcs, renamed = replace(arcs, entries=renamed[:alive]), renamed[alive:]
     state.agreed = max(state.agreed, len(state.committed))
-    survivors = np.ones(len(beams.ints), dtype=bool)
-    survivors[begin:stop] = keep
-    beams, piece = _without(beams, survivors), slice(begin, begin + len(renamed))
-    beams.ints[piece, HISTORY], beams.ints[piece, HEAD] = renamed, state.heads(renamed)
-    return beams
+    ints[keep, HISTORY], ints[keep, HEAD] = renamed, state.heads(renamed)
+    return keep
 
 
 def _without(beams: Beams, keep: NDArray[np.bool_]) -> Beams:

@@ -9,7 +9,8 @@ from asr.config import require
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Beam search: ``beam`` hypotheses, ``tokens`` best units a step, ``threshold`` in nats below the best.
+    """Beam search: ``beam`` hypotheses, ``tokens`` best units a step, ``threshold`` in nats below the best. Of these
+    units those below ``token_min_logp`` (log-probability, priors taken off; pyctcdecode's name) are not tried either.
 
     ``lm_weight`` multiplies the language model's log10 probability (KenLM counts in log10), ``word_score`` is added
     per word, and ``prior_weight`` times the log prior of a unit is subtracted from its emission. ``blank_skip``: a step
@@ -29,10 +30,12 @@ class SearchConfig:
     commit: float = 1.0
     second_share: float = 0.0
     second_margin: float = 4.0
+    token_min_logp: float = -100.0
 
     def __post_init__(self) -> None:
         require(1 <= self.beam <= 10_000, f"search.beam must be 1 to 10000, got {self.beam}")
         require(1 <= self.tokens <= 10_000, f"search.tokens must be 1 to 10000, got {self.tokens}")
+        require(self.token_min_logp < 0, "search.token_min_logp must be negative")
         require(self.threshold > 0, "search.threshold must be positive")
         require(self.lm_weight >= 0, "search.lm_weight must not be negative")
         require(0.5 <= self.blank_skip <= 1, "search.blank_skip must be 0.5 to 1")

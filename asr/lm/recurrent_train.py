@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from asr.errors import LanguageModelError
 from asr.lm.build import TextFile
-from asr.lm.recurrent import BOUNDARY, RecurrentConfig, RecurrentModel, save
+from asr.lm.recurrent import BOUNDARY, RecurrentConfig, RecurrentModel, load, save
 from asr.lm.text import Normalizer
 from asr.training.muon import Muon, matrices_of
 from asr.vocabulary import BpeVocabulary
@@ -152,9 +152,15 @@ def train(
     config: RecurrentConfig,
     options: TrainOptions,
     pieces: BpeVocabulary | None = None,
+    init: RecurrentModel | None = None,
 ) -> RecurrentModel:
-    """A model of normalised lines. ``shares``: of the texts; ``pieces``: where they are not to be learned from these.
-    Progress goes to standard error."""
+    """A model of normalised lines. ``shares``: of the texts; ``pieces``: where they are not to be learned from these;
+    ``init``: a model to go on from, of the same sizes, whose pieces are kept. Progress goes to standard error. Raises
+    LanguageModelError for one of other sizes."""
+    if init and (init.config.embedding, init.config.hidden) != (config.embedding, config.hidden):
+        sizes = f"vectors of {init.config.embedding} and {init.config.hidden} units"
+        raise LanguageModelError(f"the model to go on from has {sizes}: ask for these")
+    pieces = init.pieces if init else pieces
     torch.manual_seed(options.seed)
     torch.set_num_threads(options.threads)
     rng = np.random.default_rng(options.seed)
@@ -169,6 +175,8 @@ def train(
         f"{words} words, {len(pieces)} pieces, {per_word:.2f} pieces a word, {steps} steps", file=sys.stderr, flush=True
     )
     network = Network(config, len(pieces), options.dropout)
+    if init:
+        network.load_state_dict({name: torch.from_numpy(w) for name, w in init.weights.items()})
     optimizers = optimizers_of(network, options.rate)
     schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: rate_at(step, steps)) for o in optimizers]
     state, losses = None, []
@@ -268,6 +276,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, default=TrainOptions.rows)
     parser.add_argument("--rate", type=float, default=TrainOptions.rate)
     parser.add_argument("--dropout", type=float, default=TrainOptions.dropout)
+    parser.add_argument("--init", type=Path, help="a model to go on from: its pieces and sizes are taken")
     parser.add_argument("--threads", type=int, default=TrainOptions.threads)
     args = parser.parse_args(argv)
     options = TrainOptions(
@@ -276,7 +285,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     normalizer = Normalizer()
     names, shares = zip(*(spec.rpartition("=")[::2] for spec in args.texts), strict=True)
     texts = [read_lines(name, normalizer) for name in names]
-    model = train(texts, [float(s) for s in shares], RecurrentConfig(args.embedding, args.hidden), options)
+    init = load(args.init) if args.init else None
+    config = replace(init.config, normalised=False) if init else RecurrentConfig(args.embedding, args.hidden)
+    model = train(texts, [float(s) for s in shares], config, options, init=init)
     print(f"{args.output}: {save(model, args.output):,} bytes")
     return 0
 
