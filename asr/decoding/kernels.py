@@ -8,14 +8,13 @@ seconds; after that they are read from numba's cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import exp, log1p
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from asr.decoding.compiled import compiled, inlined
 from asr.decoding.search_state import (
     COLUMNS,
     CONTEXT,
@@ -36,7 +35,6 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Numbers = NDArray[np.int32]
 Hashes = NDArray[np.uint64]
-Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
 NEVER = -np.inf
 MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93], dtype=np.uint64)
@@ -51,22 +49,6 @@ NEW_WORD, NEW_CONTEXT, NEW_HOT = range(2, 5)
 # Columns of a node of the lexicon's tree.
 FIRST_CHILD, CHILDREN, FIRST_WORD, WORD_COUNT, FIRST_BELOW, BELOW = range(6)
 _AT_ONCE = 256  # questions to the language model whose memory is fetched together
-
-
-def compiled(function: Kernel, inline: bool = False) -> Kernel:
-    """Compile a function when it is first called, and keep what came of it on disk, next to the code or, where that
-    cannot be written, in numba's folder of the user. Where neither can, every process compiles anew. Other threads run
-    meanwhile. ``inline``: for small functions that kernels call."""
-    try:
-        kernel: Any = numba.njit(cache=True, error_model="numpy", nogil=True, forceinline=inline)(function)
-    except RuntimeError:  # no place to keep it
-        kernel = numba.njit(error_model="numpy", nogil=True, forceinline=inline)(function)
-    return cast(Kernel, kernel)
-
-
-def inlined(function: Kernel) -> Kernel:
-    """:func:`compiled`, inline."""
-    return compiled(function, inline=True)
 
 
 class Grams(NamedTuple):
@@ -197,7 +179,7 @@ def chances(grams: Grams, contexts: Ints, words: Ints) -> tuple[Floats, Ints]:
     known, lengths = np.empty(_AT_ONCE, np.int64), np.empty(_AT_ONCE, np.int64)
     numbers, wanted = np.empty(_AT_ONCE, np.int64), np.empty(_AT_ONCE, np.int64)
     places, there = np.empty(_AT_ONCE, np.int64), np.empty(_AT_ONCE, np.int64)
-    newest = np.empty(_AT_ONCE, np.int64)
+    newest, who, open_ = np.empty(_AT_ONCE, np.int64), np.empty(_AT_ONCE, np.int64), np.empty(_AT_ONCE, np.int64)
     for begin in range(0, n, _AT_ONCE):
         count = min(_AT_ONCE, n - begin)
         for i in range(count):
@@ -212,33 +194,41 @@ def chances(grams: Grams, contexts: Ints, words: Ints) -> tuple[Floats, Ints]:
                 lengths[i] += 1
         # From the shortest context to the longest: back-off weights add up until the n-gram is listed.
         for length in range(1, grams.order):
+            asked = 0  # of those that have a context of this length
             for i in range(count):
-                numbers[i] = places[i] = -1
+                number = -1
                 if length == lengths[i]:
-                    numbers[i] = contexts[begin + i]
+                    number = contexts[begin + i]
                 elif length == 1:
-                    numbers[i] = newest[i]
+                    number = newest[i]
                 elif length < lengths[i]:
-                    numbers[i] = _suffix(contexts[begin + i], length, size, keys, first, following, shift)
-                if numbers[i] >= 0:
-                    wanted[i] = numbers[i] * size + known[i]
-                    places[i] = first[np.int64((np.uint64(wanted[i]) * _MIX_0) >> shift)]
-            for i in range(count):
-                if places[i] >= 0:
-                    there[i] = keys[places[i]]
-            for i in range(count):
-                while places[i] >= 0 and there[i] != wanted[i]:
-                    places[i] = following[places[i]]
-                    if places[i] >= 0:
-                        there[i] = keys[places[i]]
-            for i in range(count):
-                if places[i] >= 0:
-                    ngram = places[i] + size
-                    log_probs[begin + i] = listed[ngram]
-                    if continues[ngram]:
-                        after[begin + i] = ngram
-                elif numbers[i] >= 0:
-                    log_probs[begin + i] += backoffs[numbers[i]]
+                    number = _suffix(contexts[begin + i], length, size, keys, first, following, shift)
+                who[asked], numbers[asked] = i, number
+                asked += number >= 0
+            for k in range(asked):
+                wanted[k] = numbers[k] * size + known[who[k]]
+                places[k] = first[np.int64((np.uint64(wanted[k]) * _MIX_0) >> shift)]
+            left = 0  # of those whose slots hold something that may be what is wanted
+            for k in range(asked):
+                log_probs[begin + who[k]] += backoffs[numbers[k]]
+                open_[left] = k
+                left += places[k] >= 0
+            while left > 0:
+                for q in range(left):
+                    there[q] = keys[places[open_[q]]]
+                still = 0
+                for q in range(left):
+                    k = open_[q]
+                    if there[q] == wanted[k]:
+                        ngram, i = places[k] + size, begin + who[k]
+                        log_probs[i] = listed[ngram]
+                        if continues[ngram]:
+                            after[i] = ngram
+                    else:
+                        places[k] = following[places[k]]
+                        open_[still] = k
+                        still += places[k] >= 0
+                left = still
     return log_probs, after
 
 

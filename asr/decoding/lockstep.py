@@ -8,7 +8,7 @@ stream's memory stays bounded.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Generic, TypeVar
@@ -186,7 +186,8 @@ class Lockstep(ABC, Generic[About]):
         if not len(kept):
             state.skipped = True
             return None
-        before = np.diff(kept, prepend=kept[0]) > 1
+        before = np.empty(len(kept), dtype=bool)
+        np.greater(kept[1:] - kept[:-1], 1, out=before[1:])
         before[0] = state.skipped or kept[0] > 0
         state.skipped = bool(kept[-1] < len(emissions) - 1)
         return Piece(state, shifted[kept].astype(np.float64), (first + kept).tolist(), before.tolist())
@@ -372,23 +373,14 @@ def sum_texts(keys: Hashes, totals: Floats, entries: NDArray[np.int32], count: i
     return [(score, entry) for _, score, entry in sorted(sums.values(), key=lambda s: -s[1])[:count]]
 
 
-def record(beams: Beams, hashes: Hashes, states: Iterable[SearchState], first: int = FIRST) -> None:
+def record(beams: Beams, hashes: Hashes, states: Sequence[SearchState], first: int = FIRST) -> None:
     """Write what is new (column WORD) into the histories of the streams. ``hashes``: (n,) of all said with it;
     ``first``: the column of its first step."""
-    ints = beams.ints
-    new = (ints[:, WORD] >= 0).nonzero()[0]
-    if not len(new):
-        return
-    words = ints.take(new, axis=0)
-    edges = words[:, ROW].searchsorted(np.arange(len(beams.starts) + 1)).tolist()
-    for state, begin, stop in zip(states, edges, edges[1:], strict=False):
-        if begin < stop:
-            history, piece = state.history, slice(begin, stop)
-            size = history.size
-            history.append(words[piece][:, [HISTORY, WORD, first, LAST]], hashes.take(new[piece]))
-            ints[new[piece], HISTORY] = np.arange(size, history.size)
-    ints[new, HEAD] = np.where(words[:, HEAD] < 0, words[:, WORD], words[:, HEAD])
-    ints[new, WORD] = -1
+    count = np.add.reduceat((beams.ints[:, WORD] >= 0).astype(np.int64), beams.starts)
+    stops = np.append(beams.starts[1:], len(beams.ints))
+    for r in count.nonzero()[0].tolist():
+        piece = slice(beams.starts[r], stops[r])
+        states[r].history.record(beams.ints[piece], hashes[piece], int(count[r]), first)
 
 
 def _gather(states: Sequence[SearchState]) -> Beams:

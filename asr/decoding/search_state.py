@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from asr.decoding.compiled import compiled_for
 from asr.decoding.hypothesis import Emissions
 from asr.model_config import STEP_MS
 
@@ -41,8 +42,8 @@ class History:
     """
 
     def __init__(self, data: NDArray[np.int32] | None = None, hashes: NDArray[np.uint64] | None = None) -> None:
-        self._data = np.zeros((64, 5), dtype=np.int32) if data is None else data
-        self._hashes = np.zeros(64, dtype=np.uint64) if hashes is None else hashes
+        self._data = np.require(np.zeros((64, 5)) if data is None else data, np.int32, ["C", "W"])
+        self._hashes = np.require(np.zeros(64) if hashes is None else hashes, np.uint64, ["C", "W"])
         self.size = 0 if data is None else len(data)
 
     @property
@@ -57,18 +58,29 @@ class History:
 
     def append(self, entries: NDArray[np.int32], hashes: NDArray[np.uint64]) -> None:
         """Add entries (n, 4), whose depth is found here, with their hashes (n,)."""
-        stop = self.size + len(entries)
+        stop = self._room(len(entries))
+        before = entries[:, PREVIOUS]
+        self._data[self.size : stop, :4] = entries
+        self._data[self.size : stop, DEPTH] = np.where(before >= 0, self._data[before, DEPTH] + 1, 0)
+        self._hashes[self.size : stop] = hashes
+        self.size = stop
+
+    def record(self, ints: NDArray[np.int32], hashes: NDArray[np.uint64], count: int, first: int) -> None:
+        """Add the ``count`` words that hypotheses ``ints`` (n, 10) have just completed (column WORD), and note there
+        that they are added. ``hashes``: (n,) of texts with them; ``first``: the column of the words' first steps."""
+        self._room(count)
+        self.size = _record(ints, hashes, self._data, self._hashes, self.size, first)
+
+    def _room(self, more: int) -> int:
+        """Make room for so many more; returns how many there are then."""
+        stop = self.size + more
         if stop > len(self._data):
             room = 2 * stop
             self._data, old = np.zeros((room, 5), dtype=np.int32), self.data
             self._data[: len(old)] = old
             self._hashes, older = np.zeros(room, dtype=np.uint64), self.hashes
             self._hashes[: len(older)] = older
-        before = entries[:, PREVIOUS]
-        self._data[self.size : stop, :4] = entries
-        self._data[self.size : stop, DEPTH] = np.where(before >= 0, self._data[before, DEPTH] + 1, 0)
-        self._hashes[self.size : stop] = hashes
-        self.size = stop
+        return stop
 
     def chain(self, entry: int) -> list[int]:
         """The entries from the first word to ``entry``."""
@@ -104,25 +116,11 @@ class History:
 
     def at_depth(self, entries: NDArray[np.int32], depth: int) -> NDArray[np.int32]:
         """For each entry, the word before it at ``depth``; -1 where the entry is not that deep."""
-        if not self.size:
-            return np.full(len(entries), -1, dtype=np.int32)
-        entries = entries.copy()
-        while True:
-            deeper = (entries >= 0) & (self._data[entries, DEPTH] > depth)
-            if not deeper.any():
-                return np.where((entries >= 0) & (self._data[entries, DEPTH] == depth), entries, -1).astype(np.int32)
-            entries[deeper] = self._data[entries[deeper], PREVIOUS]
+        return _at_depth(self._data, np.ascontiguousarray(entries), depth)
 
     def needed(self, entries: NDArray[np.int32], base: int) -> NDArray[np.bool_]:
         """(size,) whether a word is among what ``entries`` need, without words of depth up to ``base``."""
-        needed = np.zeros(self.size, dtype=bool)
-        front = np.unique(entries[entries >= 0])
-        while len(front):
-            front = front[(self._data[front, DEPTH] > base) & ~needed[front]]
-            needed[front] = True
-            front = np.unique(self._data[front, PREVIOUS])
-            front = front[front >= 0]
-        return needed
+        return _needed(self._data, self.size, np.ascontiguousarray(entries), base)
 
     def compact(self, entries: NDArray[np.int32], base: int) -> tuple[History, NDArray[np.int32]]:
         """A history of what ``entries`` need, without words of depth up to ``base``; and the entries' new numbers."""
@@ -143,6 +141,54 @@ class History:
     def nbytes(self) -> int:
         """Bytes in use."""
         return self.data.nbytes + self.hashes.nbytes
+
+
+@compiled_for("int64(int32[:, ::1], uint64[::1], int32[:, ::1], uint64[::1], int64, int64)")
+def _record(
+    ints: NDArray[np.int32],
+    hashes: NDArray[np.uint64],
+    data: NDArray[np.int32],
+    texts: NDArray[np.uint64],
+    size: int,
+    first: int,
+) -> int:
+    """See :meth:`History.record`."""
+    for i in range(len(ints)):
+        word, before = ints[i, WORD], ints[i, HISTORY]
+        if word < 0:
+            continue
+        data[size, PREVIOUS], data[size, NAME] = before, word
+        data[size, BEGINS], data[size, ENDS] = ints[i, first], ints[i, LAST]
+        data[size, DEPTH] = data[before, DEPTH] + 1 if before >= 0 else 0
+        texts[size] = hashes[i]
+        ints[i, HISTORY], ints[i, WORD] = size, -1
+        if ints[i, HEAD] < 0:
+            ints[i, HEAD] = word
+        size += 1
+    return size
+
+
+@compiled_for("int32[::1](int32[:, ::1], int32[::1], int64)")
+def _at_depth(data: NDArray[np.int32], entries: NDArray[np.int32], depth: int) -> NDArray[np.int32]:
+    """See :meth:`History.at_depth`."""
+    found = np.empty(len(entries), np.int32)
+    for i in range(len(entries)):
+        entry = entries[i]
+        while entry >= 0 and data[entry, DEPTH] > depth:
+            entry = data[entry, PREVIOUS]
+        found[i] = entry if entry >= 0 and data[entry, DEPTH] == depth else -1
+    return found
+
+
+@compiled_for("bool_[::1](int32[:, ::1], int64, int32[::1], int64)")
+def _needed(data: NDArray[np.int32], size: int, entries: NDArray[np.int32], base: int) -> NDArray[np.bool_]:
+    """See :meth:`History.needed`."""
+    needed = np.zeros(size, np.bool_)
+    for entry in entries:
+        while entry >= 0 and data[entry, DEPTH] > base and not needed[entry]:
+            needed[entry] = True
+            entry = data[entry, PREVIOUS]
+    return needed
 
 
 class Block(NamedTuple):
