@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -163,6 +164,20 @@ def test_a_little_training_learns_the_text():
     assert good / 6 > -1.2  # log10 per word; nothing learned would be some -4
 
 
+def test_going_on_from_a_model_begins_where_it_was():
+    config, held = RecurrentConfig(16, 32), ["the cat sat on the mat"]
+    options = TrainOptions(pieces=80, words=12_000, rows=4, window=16, rate=1e-2, dropout=0.0, hold=10)
+    first = train([LINES * 120], [1.0], config, options)
+    little = replace(options, words=65, rate=1e-9)
+    on = train([LINES * 120], [1.0], config, replace(little, normalise=0.0), init=first)
+    assert on.pieces is first.pieces
+    assert on.score(held) == pytest.approx(first.score(held), abs=1e-3)
+    fresh = train([LINES * 120], [1.0], config, little)
+    assert fresh.score(held)[0] < first.score(held)[0] - 3
+    with pytest.raises(LanguageModelError, match="vectors of 16 and 32 units"):
+        train([LINES], [1.0], RecurrentConfig(16, 48), little, init=first)
+
+
 def test_logarithms_that_miss_little_are_taken_as_they_are(model):
     weights = {**model.weights, "bias": model.weights["bias"] + 1}
     shifted = RecurrentModel(model.config, model.pieces, weights)
@@ -202,3 +217,6 @@ def test_the_command_line(tmp_path, capsys):
     assert main([f"{tmp_path / 't.txt'}=1", "-o", str(tmp_path / "m.lm"), *arguments]) == 0
     assert f"{(tmp_path / 'm.lm').stat().st_size:,} bytes" in capsys.readouterr().out
     assert load(tmp_path / "m.lm").score(["the cat"])[0] < 0
+    arguments = ["--words", "200", "--rows", "2", "--init", str(tmp_path / "m.lm")]
+    assert main([f"{tmp_path / 't.txt'}=1", "-o", str(tmp_path / "on.lm"), *arguments]) == 0
+    assert load(tmp_path / "on.lm").config.hidden == 8  # as what it goes on from
