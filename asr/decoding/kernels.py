@@ -2,8 +2,8 @@
 
 Each loop goes from stream to stream and, within one, in the order in which its hypotheses stand; so what a stream gets
 depends on nothing but its own. Who calls them makes the arrays: contiguous, of the types given here, and with indices
-that are in range, since compiled code does not look. The first use on a machine compiles them, which takes some ten
-seconds; after that they are read from numba's cache.
+that are in range, since compiled code does not look. The first use on a machine compiles them, which takes some
+thirteen seconds; after that they are read from numba's cache.
 """
 
 from __future__ import annotations
