@@ -47,8 +47,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     recognizer = Recognizer.load(args.model)
-    search = SearchFactory(recognizer)(recognizer.folder.config.search)
-    judge = Judge(recognizer, search)
+    parts = SearchFactory(recognizer)
+    search = parts(recognizer.folder.config.search)
+    judge = Judge(parts, search)
     print(f"| table | WER % | {' | '.join(f'owed to {kind}' for kind in KINDS)} |")
     print("|---|---|" + "---|" * len(KINDS))
     for table in read_tables(recognizer, [str(path) for path in args.data], args.limit):
@@ -90,17 +91,13 @@ def stretches(reference: Sequence[str], heard: Sequence[str]) -> Iterator[Stretc
 class Judge:
     """What a recogniser's parts say of a text."""
 
-    def __init__(self, recognizer: Recognizer, search: BeamSearch) -> None:
-        folder = recognizer.folder
-        self.config = folder.config.search
+    def __init__(self, parts: SearchFactory, search: BeamSearch) -> None:
+        self.config = search.config
         self.lexicon, self.spell = search.lexicon, speller(search)
-        spelling = recognizer.vocabularies[recognizer.head]
-        ngrams, self.recurrent = folder.load_language_model(), folder.load_recurrent()
-        if ngrams is None or not isinstance(spelling, PhoneVocabulary):
-            raise UsageError(f"{folder.path} has no phones or no language model: there is nothing to weigh")
-        self.ngrams, self.spelling = ngrams, spelling
-        log_priors = folder.load_log_priors(recognizer.head)
-        self.shift = 0.0 if log_priors is None else self.config.prior_weight * log_priors
+        if parts.language_model is None or not isinstance(parts.vocabulary, PhoneVocabulary):
+            raise UsageError("the model has no phones or no language model: there is nothing to weigh")
+        self.ngrams, self.recurrent, self.spelling = parts.language_model, parts.second, parts.vocabulary
+        self.shift = 0.0 if parts.log_priors is None else self.config.prior_weight * parts.log_priors
 
     def owed(self, emissions: Emissions, heard: Words, stretch: Stretch) -> str:
         """Which of :data:`KINDS`. ``emissions``: (steps, units) of the utterance."""

@@ -49,7 +49,8 @@ def test_all_paths_are_summed(blame: ModuleType) -> None:
 
 def test_errors_are_owed_to_what_is_against_the_right_words(blame: ModuleType) -> None:
     recognizer = Recognizer.load("en")
-    judge = blame.Judge(recognizer, SearchFactory(recognizer)(recognizer.folder.config.search))
+    parts = SearchFactory(recognizer)
+    judge = blame.Judge(parts, parts(recognizer.folder.config.search))
 
     def heard_as(said: str) -> np.ndarray:
         """A network that is sure of these phones."""

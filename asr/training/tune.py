@@ -106,29 +106,30 @@ def main(
 
 
 class SearchFactory:
-    """Searches of one recogniser's words with other settings; lexicon and language model are read once."""
+    """Searches of one recogniser's words with other settings; ``lexicon``, ``language_model``, the recurrent one
+    (``second``) and the ``log_priors`` of the ``vocabulary`` are read once."""
 
     def __init__(self, recognizer: Recognizer) -> None:
         folder = recognizer.folder
-        self._vocabulary = recognizer.vocabularies[recognizer.head]
-        self._lexicon = folder.load_lexicon(with_g2p=False)
-        if not len(self._lexicon):
+        self.vocabulary = recognizer.vocabularies[recognizer.head]
+        self.lexicon = folder.load_lexicon(with_g2p=False)
+        if not len(self.lexicon):
             raise ModelError(f"{folder.path} has no lexicon: without one there is no search to tune")
-        self._language_model, self._second = folder.load_language_model(), folder.load_recurrent()
-        self._log_priors = folder.load_log_priors(recognizer.head)
+        self.language_model, self.second = folder.load_language_model(), folder.load_recurrent()
+        self.log_priors = folder.load_log_priors(recognizer.head)
 
     def __call__(self, config: SearchConfig) -> BeamSearch:
         """The search with these settings."""
         return BeamSearch(
-            self._vocabulary, self._lexicon, self._language_model, config, self._log_priors, second=self._second
+            self.vocabulary, self.lexicon, self.language_model, config, self.log_priors, second=self.second
         )
 
     def steps(self) -> dict[str, float]:
         """:data:`STEPS` of the weights that the model has a use for."""
         useless = {
-            "lm_weight": self._language_model is None,
-            "prior_weight": self._log_priors is None,
-            "second_share": self._language_model is None or self._second is None,
+            "lm_weight": self.language_model is None,
+            "prior_weight": self.log_priors is None,
+            "second_share": self.language_model is None or self.second is None,
         }
         return {name: step for name, step in STEPS.items() if not useless.get(name)}
 
