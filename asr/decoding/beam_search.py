@@ -26,7 +26,18 @@ from numpy.typing import NDArray
 from asr.decoding.guess import EXPECTED, next_word
 from asr.decoding.hot_words import HotWord, HotWords, Overlay, stack
 from asr.decoding.hypothesis import Emissions, Hypothesis, SoFar, TimedWord
-from asr.decoding.kernels import NEVER, NEW_HOT, NEW_WORD, SOURCE, Stay, candidates, expand, written
+from asr.decoding.kernels import (
+    ENDED,
+    NEVER,
+    NEW_HOT,
+    NEW_WORD,
+    SOURCE,
+    Stay,
+    candidates,
+    expand,
+    said_then,
+    written,
+)
 from asr.decoding.lattice import paths
 from asr.decoding.lockstep import (
     FINAL,
@@ -40,7 +51,6 @@ from asr.decoding.lockstep import (
     fits,
     record,
     remember,
-    said_then,
     sum_texts,
     survivors,
     within,
@@ -306,7 +316,7 @@ class BeamSearch(Lockstep[_Row]):
         row, log_prob = ints[:, ROW].take(source), ends_scores[:, 1]
         worth: Floats = ends_scores[:, 0] + about.lm_weight.take(row) * log_prob + self.config.word_score - _TIE * word
         if self._rescorer:
-            worth += self._second(worth - old.least.take(row), source, word, log_prob, beams, about)
+            worth += self._second(worth - old.least.take(row), row, source, word, log_prob, beams, about)
         if about.overlay:
             ends[:, NEW_HOT], gain = about.overlay.advance(row, ints[:, HOT].take(source), word)
             worth += gain
@@ -319,7 +329,7 @@ class BeamSearch(Lockstep[_Row]):
             return written(some, which, ints, on, ends, now, self._space)
 
         if len(found.losers):
-            remember(found, which[:, 0] == 2, described, total, texts, about.states)
+            remember(found, which[:, 0] == ENDED, described, total, texts, about.states)
         beams = survivors(found, described(found.chosen), scores, texts)
         record(beams, beams.hashes, about.states)
         return beams
@@ -352,13 +362,21 @@ class BeamSearch(Lockstep[_Row]):
             np.concatenate([ends_scores[shared], np.stack([score.take(ended), log_prob], axis=1)]),
         )
 
-    def _second(self, above: Floats, source: Ints, word: Ints, first: Floats, beams: Beams, about: _Row) -> Floats:
+    def _second(
+        self,
+        above: Floats,
+        row: NDArray[np.int32],
+        source: Ints,
+        word: Ints,
+        first: Floats,
+        beams: Beams,
+        about: _Row,
+    ) -> Floats:
         """(words,) what the recurrent language model adds to the scores of hypotheses that complete a ``word``: 0 where
         these are not near the best one. ``above``: (words,) nats above what is cut off; ``first``: (words,) log10
         probability of the n-gram model."""
         assert self._rescorer
-        row, added = beams.ints[:, ROW].take(source), np.zeros(len(source))
-        weight = about.lm_weight.take(row)
+        added, weight = np.zeros(len(source)), about.lm_weight.take(row)
         near = ((above > self.config.threshold - self.config.second_margin) & (weight > 0)).nonzero()[0]
         if not len(near):
             return added

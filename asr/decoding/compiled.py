@@ -1,4 +1,8 @@
-"""Python functions as machine code (numba), kept on disk once they are compiled."""
+"""Python functions as machine code (numba), kept on disk once they are compiled.
+
+What is kept is compiled again when the function's own file changes, and then only: who changes a constant that a kernel
+takes from another file (:mod:`asr.decoding.search_state` has the columns) touches the kernel's file, too.
+"""
 
 from __future__ import annotations
 

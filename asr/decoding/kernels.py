@@ -9,7 +9,7 @@ thirteen seconds; after that they are read from numba's cache.
 from __future__ import annotations
 
 from math import exp, log1p
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,12 +40,13 @@ NEVER = -np.inf
 MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93], dtype=np.uint64)
 _MIX_0, _MIX_1, _MIX_2, _MIX_3 = MIX
 _ONE = np.uint64(1)
-_ROOT = 0
+ROOT = 0  # the node of the lexicon's tree before any word
 _BUCKETS = 1024
 # Columns of what goes on, and of what ends: the hypothesis it comes from, its unit, and a node or a word with the
 # language model's context after it and the state of the hot words.
 SOURCE, NEW_UNIT, NEW_NODE = range(3)
 NEW_WORD, NEW_CONTEXT, NEW_HOT = range(2, 5)
+STAYS, GOES_ON, ENDED = range(3)  # kinds of candidates
 # Columns of a node of the lexicon's tree.
 FIRST_CHILD, CHILDREN, FIRST_WORD, WORD_COUNT, FIRST_BELOW, BELOW = range(6)
 _AT_ONCE = 256  # questions to the language model whose memory is fetched together
@@ -118,6 +119,14 @@ def log_sum(a: float, b: float) -> float:
     return a if b == NEVER else a + log1p(exp(b - a))
 
 
+def said_then(texts: Any, words: Any) -> Any:
+    """Hashes of texts and another word each; of arrays (n,), and in kernels of one."""
+    return texts * _MIX_0 + (np.uint64(words) + _ONE) * _MIX_1
+
+
+_said_then = inlined(said_then)
+
+
 # -- the language model ----------------------------------------------------------------------------------------------
 
 
@@ -131,10 +140,17 @@ def hashed(keys: Ints, bits: int) -> tuple[Numbers, Numbers, np.uint64]:
     return first, following, shift
 
 
+@inlined
+def _slot_of(key: int, shift: np.uint64) -> Any:
+    """See :func:`hashed`."""
+    return np.int64((np.uint64(key) * _MIX_0) >> shift)
+
+
 @compiled
 def _fill(keys: Ints, first: Numbers, following: Numbers, shift: np.uint64) -> None:
+    """Write both arrays of :func:`hashed`."""
     for place in range(len(keys)):
-        slot = np.int64((np.uint64(keys[place]) * _MIX_0) >> shift)
+        slot = _slot_of(keys[place], shift)
         following[place], first[slot] = first[slot], place
 
 
@@ -153,7 +169,7 @@ def _suffix(
             number = int(word)
             continue
         wanted = number * size + word
-        place = first[np.int64((np.uint64(wanted) * _MIX_0) >> shift)]
+        place = first[_slot_of(wanted, shift)]
         while place >= 0 and keys[place] != wanted:
             place = following[place]
         if place < 0:
@@ -207,7 +223,7 @@ def chances(grams: Grams, contexts: Ints, words: Ints) -> tuple[Floats, Ints]:
                 asked += number >= 0
             for k in range(asked):
                 wanted[k] = numbers[k] * size + known[who[k]]
-                places[k] = first[np.int64((np.uint64(wanted[k]) * _MIX_0) >> shift)]
+                places[k] = first[_slot_of(wanted[k], shift)]
             left = 0  # of those whose slots hold something that may be what is wanted
             for k in range(asked):
                 log_probs[begin + who[k]] += backoffs[numbers[k]]
@@ -271,17 +287,9 @@ def stay(
 
 
 @compiled
-def _longer_ints(rows: Numbers, more: int) -> Numbers:
+def _longer(rows: NDArray[Any], more: int) -> NDArray[Any]:
     """Twice the room, and some more."""
-    longer = np.empty((2 * len(rows) + more, rows.shape[1]), np.int32)
-    longer[: len(rows)] = rows
-    return longer
-
-
-@compiled
-def _longer(rows: Floats, more: int) -> Floats:
-    """Twice the room, and some more."""
-    longer = np.empty((2 * len(rows) + more, rows.shape[1]))
+    longer = np.empty((2 * len(rows) + more, rows.shape[1]), rows.dtype)
     longer[: len(rows)] = rows
     return longer
 
@@ -318,7 +326,7 @@ def expand(
             continue  # in a tree of the session's own, or too far behind for any unit
         first, count = nodes[node, FIRST_CHILD], nodes[node, CHILDREN]
         if n + count > len(ways):
-            ways, before = _longer_ints(ways, count), _longer(before, count)
+            ways, before = _longer(ways, count), _longer(before, count)
         for child in range(first, first + count):
             new_unit = units[child]
             heard = likely[row, new_unit]
@@ -423,8 +431,8 @@ def candidates(
 ) -> tuple[Numbers, Numbers, Floats, Floats, Hashes, Hashes, Hashes]:
     """What stays, goes on and has completed a word with a score (``worth``) that is good enough, one after the other.
 
-    Returns which they are, (n, 2): 0, 1 or 2 and the place there; (n,) rows; (n, 3) scores, (n,) of all alignments;
-    and (n,) hashes: of their texts, of what they are, and of their future.
+    Returns which they are, (n, 2): STAYS, GOES_ON or ENDED and the place there; (n,) rows; (n, 3) scores, (n,) of all
+    alignments; and (n,) hashes: of their texts, of what they are, and of their future.
     """
     most = len(ints) + len(on) + len(ends)
     which, row, out, total = (
@@ -436,23 +444,23 @@ def candidates(
     texts, keys, futures = np.empty(most, np.uint64), np.empty(most, np.uint64), np.empty(most, np.uint64)
     stays, stay_blank, stay_unit, least = old.stay, old.stay_blank, old.stay_unit, old.least
     n = 0
-    for kind in range(3):
-        for k in range(len(ints) if kind == 0 else len(on) if kind == 1 else len(ends)):
-            i = k if kind == 0 else on[k, SOURCE] if kind == 1 else ends[k, SOURCE]
+    for kind in (STAYS, GOES_ON, ENDED):
+        for k in range(len(ints) if kind == STAYS else len(on) if kind == GOES_ON else len(ends)):
+            i = k if kind == STAYS else on[k, SOURCE] if kind == GOES_ON else ends[k, SOURCE]
             r = ints[i, ROW]
-            score = stays[k] if kind == 0 else on_scores[k, 0] if kind == 1 else worth[k]
+            score = stays[k] if kind == STAYS else on_scores[k, 0] if kind == GOES_ON else worth[k]
             if not score > least[r]:
                 continue
             text, node, unit, context, hot = hashes[i], ints[i, NODE], ints[i, UNIT], ints[i, CONTEXT], ints[i, HOT]
             out[n, IN_BLANK], out[n, IN_UNIT], out[n, LOOK] = NEVER, score, 0.0
-            if kind == 0:
+            if kind == STAYS:
                 out[n, IN_BLANK], out[n, IN_UNIT], out[n, LOOK] = stay_blank[k], stay_unit[k], scores[k, LOOK]
-            elif kind == 1:
+            elif kind == GOES_ON:
                 out[n, LOOK], node, unit = on_scores[k, 1], on[k, NEW_NODE], on[k, NEW_UNIT]
             else:
-                text = text * _MIX_0 + (np.uint64(ends[k, NEW_WORD]) + _ONE) * _MIX_1
-                node, unit, context, hot = _ROOT, ends[k, NEW_UNIT], ends[k, NEW_CONTEXT], ends[k, NEW_HOT]
-            place = np.int64(-1 - unit) if node == _ROOT else np.int64(node)
+                text = _said_then(text, ends[k, NEW_WORD])
+                node, unit, context, hot = ROOT, ends[k, NEW_UNIT], ends[k, NEW_CONTEXT], ends[k, NEW_HOT]
+            place = np.int64(-1 - unit) if node == ROOT else np.int64(node)
             at = np.uint64(place) * _MIX_2 + np.uint64(r) * _MIX_3
             which[n, 0], which[n, 1], row[n], total[n], texts[n] = kind, k, r, score, text
             keys[n] = text * _MIX_1 + at
@@ -469,21 +477,21 @@ def written(
     out = np.empty((len(chosen), COLUMNS), np.int32)
     for m in range(len(chosen)):
         kind, k = which[chosen[m]]
-        i = k if kind == 0 else on[k, SOURCE] if kind == 1 else ends[k, SOURCE]
+        i = k if kind == STAYS else on[k, SOURCE] if kind == GOES_ON else ends[k, SOURCE]
         for column in range(COLUMNS):
             out[m, column] = ints[i, column]
-        if kind == 0:
+        if kind == STAYS:
             continue
-        unit, step = on[k, NEW_UNIT] if kind == 1 else ends[k, NEW_UNIT], now[ints[i, ROW]]
-        if ints[i, NODE] == _ROOT:
+        unit, step = on[k, NEW_UNIT] if kind == GOES_ON else ends[k, NEW_UNIT], now[ints[i, ROW]]
+        if ints[i, NODE] == ROOT:
             out[m, FIRST] = step
         if unit != space:  # the space behind a word is no part of it
             out[m, LAST] = step
         out[m, UNIT] = unit
-        if kind == 1:
+        if kind == GOES_ON:
             out[m, NODE] = on[k, NEW_NODE]
         else:
-            out[m, NODE], out[m, WORD] = _ROOT, ends[k, NEW_WORD]
+            out[m, NODE], out[m, WORD] = ROOT, ends[k, NEW_WORD]
             out[m, CONTEXT], out[m, HOT] = ends[k, NEW_CONTEXT], ends[k, NEW_HOT]
     return out
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asr.decoding.hypothesis import Emissions, Hypothesis, SoFar, TimedWord
-from asr.decoding.kernels import MIX, NEVER, Selected, Stay, select, stay
+from asr.decoding.kernels import NEVER, Selected, Stay, select, stay
 from asr.decoding.lattice import NEAR, left, settle
 from asr.decoding.search_config import SearchConfig
 from asr.decoding.search_state import (
@@ -303,9 +303,8 @@ class Lockstep(ABC, Generic[About]):
     ) -> Selected:
         """See :func:`asr.decoding.kernels.select`. ``beams``: from which the candidates come; the best score of each
         row goes from all of its ``scores`` to its state's offset."""
-        remember = any(state.remembers for state in states)
         found = select(row, scores, total, *keys, len(beams.starts), self.config.beam, self.config.threshold,
-                       self._recombine, remember)  # fmt: skip
+                       self._recombine, any(state.remembers for state in states))  # fmt: skip
         for state, top in zip(states, found.top.tolist(), strict=False):
             state.offset += top
         return found
@@ -403,11 +402,6 @@ def _retire(beams: Beams, states: list[SearchState], active: int) -> Beams:
         state.scores, state.hashes = beams.scores[piece].copy(), beams.hashes[piece].copy()
     stop = int(beams.starts[active]) if active < len(beams.starts) else len(beams.ints)
     return Beams(beams.ints[:stop], beams.scores[:stop], beams.hashes[:stop], beams.starts[:active])
-
-
-def said_then(hashes: Hashes, words: Ints) -> Hashes:
-    """(n,) hashes of texts and another word each."""
-    return hashes * MIX[0] + (words.astype(np.uint64) + np.uint64(1)) * MIX[1]
 
 
 def _sooner(history: History, entry: int, step: int) -> list[int]:

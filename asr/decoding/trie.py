@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from asr.decoding.kernels import Tree
+from asr.decoding.kernels import ROOT, Tree
 
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float64]
-ROOT = 0
 MOST_HOMOPHONES = 6  # words that one node keeps, the likeliest ones
 
 
