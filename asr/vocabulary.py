@@ -97,11 +97,12 @@ class PhoneVocabulary(Vocabulary):
         """A vocabulary of the blank and ``phones``."""
         return cls((BLANK_NAME, *phones), lexicon)
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of the first pronunciation of every word."""
+    def encode(self, text: str, numbers: Sequence[int] = ()) -> list[int]:
+        """Ids of the pronunciation of every word that ``numbers`` names, counted from 0; of the first if none does."""
         if self.lexicon is None:
             raise UsageError("a phone vocabulary needs a lexicon to encode text")
-        return [i for word in text.split() for i in self.encode_phones(self.lexicon.pronounce(word)[0])]
+        said = itertools.zip_longest(text.split(), numbers, fillvalue=0)
+        return [i for word, n in said for i in self.encode_phones(self.lexicon.pronounce(str(word))[int(n)])]
 
     def encode_phones(self, phones: Iterable[str]) -> list[int]:
         """Ids of phone names."""

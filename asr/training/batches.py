@@ -21,7 +21,7 @@ from asr.errors import AsrError, ManifestError, UsageError
 from asr.features import FRAME_MS
 from asr.model import FRAMES_PER_STEP
 from asr.training.cache import Shard
-from asr.vocabulary import Vocabulary
+from asr.vocabulary import PhoneVocabulary, Vocabulary
 
 Frames = NDArray[np.float32]
 FRAMES_PER_SECOND = 1000 // FRAME_MS
@@ -125,6 +125,7 @@ class TrainingSet:
                 self.places[base + number].append((s, start, count))
         self.cuts: list[NDArray[np.int64]] = []
         self.cut_share = 0.0
+        self.said: dict[str, Sequence[NDArray[np.int64]]] = {}
         self.often: NDArray[np.float64] | None = None
         self.too_short = self._drop_impossible()
         self.statistics = self._statistics()
@@ -156,6 +157,20 @@ class TrainingSet:
         as of :func:`asr.training.word_places.word_places`. Views numbered from 0 stay whole."""
         self.cuts, self.cut_share = list(cuts), share
 
+    def pronounce(self, head: str, said: Sequence[NDArray[np.int64]]) -> None:
+        """Let the words of utterances, and of their pieces, have these pronunciations, by their numbers, in the targets
+        of ``head``; the first ones where there are no numbers, or where the view that is fastest leaves no time."""
+        vocabulary = self.heads[head]
+        assert isinstance(vocabulary, PhoneVocabulary)
+        kept = []
+        for u, numbers in enumerate(said):
+            units = np.asarray(vocabulary.encode(self.texts[u], numbers.tolist()), dtype=np.int64)
+            fits = _steps_needed(units) <= min(view[2] for view in self.places[u]) // FRAMES_PER_STEP
+            kept.append(numbers if fits else numbers[:0])
+            if fits:
+                self.targets[head][u] = units
+        self.said[head] = kept
+
     def frames(self, utterance: int, view: int) -> Frames:
         """A writable float32 copy of one view of an utterance, or of a piece of it."""
         shard, start, count = self._place(utterance, view)
@@ -179,7 +194,11 @@ class TrainingSet:
         return " ".join(self.texts[utterance].split()[first:last])
 
     def _units(self, head: str, utterance: int, first: int, last: int) -> NDArray[np.int64]:
-        return np.asarray(self.heads[head].encode(self._said(utterance, first, last)), dtype=np.int64)
+        text, vocabulary = self._said(utterance, first, last), self.heads[head]
+        if head not in self.said:
+            return np.asarray(vocabulary.encode(text), dtype=np.int64)
+        assert isinstance(vocabulary, PhoneVocabulary)
+        return np.asarray(vocabulary.encode(text, self.said[head][utterance][first:last].tolist()), dtype=np.int64)
 
     def _place(self, utterance: int, view: int) -> tuple[int, int, int]:
         views = self.places[utterance]

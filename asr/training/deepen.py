@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from asr.checkpoint import WEIGHTS, Setting, copy_folder, find_model, read_config, update_config
+from asr.checkpoint import WEIGHTS, ModelFolder, Setting, copy_folder, find_model, read_config, update_config
 from asr.errors import UsageError
 from asr.model import ModelConfig, RecurrentLayer
 from asr.training.tool import run_tool
@@ -35,19 +35,11 @@ def deepen(model: str | Path, after: Sequence[int], out: Path, seed: int = 1) ->
     a layer that is not there, an intermediate head, a model that does not stream, is no LSTM or has 8 bits; ModelError
     where ``out`` exists.
     """
-    from safetensors.torch import load_file
-
     folder = find_model(model)
     shape = folder.config.model
     if not after or len(set(after)) != len(after) or not all(1 <= i <= shape.layers for i in after):
         raise UsageError(f"give layers of the model, each once: it has 1 to {shape.layers}")
-    if shape.cell != "lstm" or shape.bidirectional or shape.intermediate or shape.widest_lookahead:
-        raise UsageError(
-            f"{folder.path} cannot be deepened: that needs an LSTM that streams, with no intermediate head"
-        )
-    tensors = load_file(folder.path / WEIGHTS)
-    if not all(t.is_floating_point() for t in tensors.values()):
-        raise UsageError(f"{folder.path} has weights of 8 bits: give the model that it was made from")
+    tensors = weights_to_grow(folder, "deepened")
     deeper = _deeper(shape, after)
     places = {i: i + sum(i >= one for one in after) for i in range(shape.layers)}
     weights = {_moved(name, places): tensor for name, tensor in tensors.items()}
@@ -59,6 +51,19 @@ def deepen(model: str | Path, after: Sequence[int], out: Path, seed: int = 1) ->
     config = read_config(out)
     settings = {name: _deeper_setting(setting, after) for name, setting in config.settings.items()}
     update_config(out, dataclasses.replace(config, model=deeper, settings=settings))
+
+
+def weights_to_grow(folder: ModelFolder, grown: str) -> dict[str, Tensor]:
+    """All tensors of a model by name. Raises UsageError for one that cannot be ``grown``, as the message says."""
+    from safetensors.torch import load_file
+
+    shape = folder.config.model
+    if shape.cell != "lstm" or shape.bidirectional or shape.intermediate or shape.widest_lookahead:
+        raise UsageError(f"{folder.path} cannot be {grown}: that needs an LSTM that streams, with no intermediate head")
+    tensors = load_file(folder.path / WEIGHTS)
+    if not all(t.is_floating_point() for t in tensors.values()):
+        raise UsageError(f"{folder.path} has weights of 8 bits: give the model that it was made from")
+    return tensors
 
 
 def _silent(shape: ModelConfig) -> dict[str, Tensor]:

@@ -11,12 +11,14 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from asr.checkpoint import G2P, LEXICON, ModelFolder, find_model
 from asr.config import to_dict
@@ -34,6 +36,7 @@ from asr.training.export import PRIOR_BATCHES, export
 from asr.training.finish import finish
 from asr.training.made_sounds import made_sounds
 from asr.training.manifest import LIBRISPEECH, Utterance, read_corpora, read_manifest, read_table
+from asr.training.pronunciations import heard_pronunciations
 from asr.training.recipe import Plan, after_another, find_recipe, read_plan, with_data_of
 from asr.training.report import Reporter, plot_curves
 from asr.training.train import (
@@ -276,6 +279,8 @@ def prepare(
     views = Views(settings, Path(settings.cache) if settings.cache else out / "cache", rank, world)
     train_set = TrainingSet(views.of(training, augmented=True), heads)
     train_set.balance(settings.corpora)
+    if settings.pronunciations == "heard":
+        views.listen(train_set)
     if settings.augment.cut:
         views.cut(train_set)
     noises = views.of(read_sounds(Path(settings.noise)), augmented=False) if settings.noise else []
@@ -363,14 +368,29 @@ class Views:
 
     def cut(self, data: TrainingSet) -> None:
         """Find the words of all utterances, so that pieces of them can be taken; collective."""
-        aligner, features = find_model(self.config.aligner), self.config.features
-        if self.rank == 0:
-            cuts = word_places(aligner, data, features, self.folder)
-        wait_for_all(self.world)
-        if self.rank:
-            cuts = word_places(aligner, data, features, self.folder)
+        cuts = self._aligned(lambda aligner: word_places(aligner, data, self.config.features, self.folder))
         log.info("%d of %d utterances can be cut", sum(len(c) > 0 for c in cuts), len(cuts))
         data.cut_at(cuts, self.config.augment.cut)
+
+    def listen(self, data: TrainingSet) -> None:
+        """Find which pronunciations were said, and let the targets be these; collective."""
+        for head, units in data.heads.items():
+            if isinstance(units, PhoneVocabulary):
+                find = partial(
+                    heard_pronunciations, data=data, head=head, features=self.config.features, cache=self.folder
+                )
+                said = self._aligned(find)
+                other, words = sum(int((s > 0).sum()) for s in said), sum(map(len, said))
+                log.info("%d of %d words are not said as the lexicon's first pronunciation has it", other, words)
+                data.pronounce(head, said)
+
+    def _aligned(self, find: Callable[[ModelFolder], Sequence[NDArray[np.int64]]]) -> Sequence[NDArray[np.int64]]:
+        """What rank 0 finds with the aligner and keeps, and the others read; collective."""
+        aligner = find_model(self.config.aligner)
+        if self.rank == 0:
+            found = find(aligner)
+        wait_for_all(self.world)
+        return find(aligner) if self.rank else found
 
 
 def _cores() -> int:

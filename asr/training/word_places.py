@@ -38,18 +38,13 @@ def word_places(folder: ModelFolder, data: TrainingSet, features: FeatureConfig,
 
     What was found is kept in ``cache``. Raises UsageError for a network without phones or with other features.
     """
-    head = folder.config.head
-    units = folder.load_vocabularies(folder.load_lexicon())[head]
-    if not isinstance(units, PhoneVocabulary):
-        raise UsageError(f"{folder.path} has no phones: give an aligner whose search reads phones")
-    if folder.config.features != features:
-        raise UsageError(f"{folder.path} has other features than the network: an aligner must hear the same")
+    units = phones_of(folder, features)
     lengths = [data.length(u, 0) for u in range(len(data))]
     digest = hashlib.sha256(repr((folder.fingerprint, data.ids, data.texts, lengths)).encode()).hexdigest()[:16]
     path = cache / f"words-{digest}.npz"
     if not path.is_file():
         log.info("looking for the words of %d utterances", len(data))
-        found = dict(_find(folder, head, units, data, lengths))
+        found = dict(_find(folder, units, data, features, lengths))
         cuts = [found.get(u, np.zeros(0, dtype=np.int64)) for u in range(len(data))]
         cache.mkdir(parents=True, exist_ok=True)
         joined, ends = np.concatenate([*cuts, np.zeros(0, dtype=np.int64)]), np.cumsum([len(c) for c in cuts])
@@ -59,9 +54,25 @@ def word_places(folder: ModelFolder, data: TrainingSet, features: FeatureConfig,
 
 
 def _find(
-    folder: ModelFolder, head: str, units: Vocabulary, data: TrainingSet, lengths: Sequence[int]
+    folder: ModelFolder, units: Vocabulary, data: TrainingSet, features: FeatureConfig, lengths: Sequence[int]
 ) -> Iterator[tuple[int, Cuts]]:
-    network = folder.load_network()
+    for u, log_probs in aligned_emissions(folder, data, features, lengths):
+        try:
+            words = [units.encode(word) for word in data.texts[u].split()]
+        except AsrError:
+            continue
+        cuts = places(log_probs, words)
+        if len(cuts):
+            yield u, np.minimum(cuts * FRAMES_PER_STEP, lengths[u])
+
+
+def aligned_emissions(
+    folder: ModelFolder, data: TrainingSet, features: FeatureConfig, lengths: Sequence[int]
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Every utterance and its log-probabilities (steps, phones), from the first view, of ``lengths`` frames; from short
+    to long. Raises UsageError for a network without phones or with other features."""
+    phones_of(folder, features)
+    network, head = folder.load_network(), folder.config.head
     order = sorted(range(len(data)), key=lambda u: lengths[u])
     for first in range(0, len(order), _ROWS):
         some = order[first : first + _ROWS]
@@ -69,15 +80,19 @@ def _find(
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
             out, steps, _ = network(frames, torch.tensor([lengths[u] for u in some]))
         for u, log_probs, count in zip(some, out[head], steps.tolist(), strict=True):
-            try:
-                words = [units.encode(word) for word in data.texts[u].split()]
-            except AsrError:
-                continue
-            cuts = places(log_probs[:count], words)
-            if len(cuts):
-                yield u, np.minimum(cuts * FRAMES_PER_STEP, lengths[u])
+            yield u, log_probs[:count]
         if first // _SAY_EVERY != (first + _ROWS) // _SAY_EVERY:
-            log.info("words of %d utterances", first + len(some))
+            log.info("aligned %d utterances", first + len(some))
+
+
+def phones_of(folder: ModelFolder, features: FeatureConfig) -> PhoneVocabulary:
+    """The units of a network that can align; raises UsageError for one without phones or with other features."""
+    units = folder.load_vocabularies(folder.load_lexicon())[folder.config.head]
+    if not isinstance(units, PhoneVocabulary):
+        raise UsageError(f"{folder.path} has no phones: give an aligner whose search reads phones")
+    if folder.config.features != features:
+        raise UsageError(f"{folder.path} has other features than the network: an aligner must hear the same")
+    return units
 
 
 def places(log_probs: torch.Tensor, words: Sequence[Sequence[int]]) -> Cuts:
