@@ -22,10 +22,13 @@ from asr.g2p import G2P, PHONES, Pronunciation
 __all__ = ["PHONES", "Lexicon", "Pronunciation", "build_lexicon"]
 
 _MAGIC = b"asr-lexicon 1\n"
+_MAGIC_WITH_COSTS = b"asr-lexicon 2\n"  # a pronunciation may end in its cost, in tenths of a nat
 _XZ_MAGIC = b"\xfd7zXZ\x00"
 _CODE_OF = {phone: chr(65 + i) for i, phone in enumerate(PHONES)}  # one printable character a phone
 _PHONE_OF = {code: phone for phone, code in _CODE_OF.items()}
-_CODES = re.compile(rb"(?:[A-g]+(?: [A-g]+)*\n)*")
+_CODES = re.compile(rb"(?:[A-g]+[0-9]{0,2}(?: [A-g]+[0-9]{0,2})*\n)*")
+_DIGITS = "0123456789"
+_COSTS_PER_NAT, _HIGHEST_COST = 10, 99
 _VARIANT = re.compile(r"(.+)\(\d+\)")
 _STRESSED = re.compile(r"([A-Z]+)[0-2]")
 
@@ -33,8 +36,9 @@ _STRESSED = re.compile(r"([A-Z]+)[0-2]")
 class Lexicon:
     """Words with their pronunciations, likeliest first; immutable but for a bounded cache of derived words.
 
-    ``entries``: for each word its pronunciations, tuples of :data:`PHONES`. ``g2p`` pronounces the words that are not
-    listed and not regular forms of listed ones; without it they are an error.
+    A pronunciation may have a *cost*: by how many nats it is less likely than the likeliest of its word
+    (:meth:`with_costs`). ``entries``: for each word its pronunciations, tuples of :data:`PHONES`. ``g2p`` pronounces
+    the words that are not listed and not regular forms of listed ones; without it they are an error.
     """
 
     # Likelihoods relative to the model's best pronunciation: the second one is given too from NEARLY on; that of two
@@ -98,14 +102,40 @@ class Lexicon:
         """``(word, pronunciations)`` of every listed word, sorted."""
         return ((word, _decode(code)) for word, code in self._codes.items())
 
-    def spellings(self, ids: Mapping[str, int]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    def costs(self, word: str) -> tuple[float, ...]:
+        """Of each pronunciation of a word by how many nats it is less likely than the likeliest; zeros where that is
+        not known. Errors as in :meth:`pronounce`."""
+        code = self._codes.get(word)
+        return (0.0,) * len(self.pronounce(word)) if code is None else tuple(map(_cost, code.split(" ")))
+
+    def with_costs(self, costs: Mapping[str, Iterable[float]]) -> Lexicon:
+        """The same words, the pronunciations of those in ``costs`` (listed words; nats, one for each pronunciation, the
+        least of them 0) likeliest first. Kept to a tenth of a nat, and to 9.9 at most. Raises LexiconError."""
+        codes = dict(self._codes)
+        for word, nats in costs.items():
+            given = list(nats)
+            said = [code.rstrip(_DIGITS) for code in codes.get(word, "").split()]
+            if len(given) != len(said) or min(given, default=1.0) != 0:
+                raise LexiconError(f"the costs of {word!r} must be {len(said)} numbers, the least of them 0: {given}")
+            tenths = [min(_HIGHEST_COST, round(_COSTS_PER_NAT * cost)) for cost in given]
+            order = sorted(range(len(said)), key=lambda i: tenths[i])
+            codes[word] = " ".join(f"{said[i]}{tenths[i] or ''}" for i in order)
+        return Lexicon._of(codes, self._g2p)
+
+    def spellings(self, ids: Mapping[str, int]) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float64]]:
         """All listed pronunciations as arrays, in the order of the words: (entries, longest) unit ids padded with -1,
-        and the number of the word (entries,). ``ids``: unit id of every phone; LexiconError where one is missing."""
+        the number of the word (entries,), and the costs (entries,) in nats. ``ids``: unit id of every phone;
+        LexiconError where one is missing."""
         text = "\n".join(self._codes.values()) + "\n" * bool(self._codes)
         codes = np.frombuffer(text.encode("ascii"), dtype=np.uint8)
         table = np.full(256, -1, dtype=np.int32)
         for phone, code in _CODE_OF.items():
             table[ord(code)] = ids.get(phone, -1)
+        digits = (codes >= ord("0")) & (codes <= ord("9"))
+        costs = np.array([int(n) for n in re.findall(r"\d+", text)], dtype=np.float64) / _COSTS_PER_NAT
+        last_digits = digits & ~np.append(digits[1:], False)
+        owners = np.cumsum((codes == ord(" ")) | (codes == ord("\n")))[last_digits]
+        codes = codes[~digits]
         between = (codes == ord(" ")) | (codes == ord("\n"))
         ends, phones = np.flatnonzero(between), codes[~between]
         given = table[phones]
@@ -116,7 +146,10 @@ class Lexicon:
         inside = np.arange(lengths.max(initial=0)) < lengths[:, None]
         units = np.full(inside.shape, -1, dtype=np.int32)
         units[inside] = given
-        return units, np.concatenate([[0], np.cumsum(codes[ends] == ord("\n"))[:-1]]).astype(np.int32)[: len(ends)]
+        words = np.concatenate([[0], np.cumsum(codes[ends] == ord("\n"))[:-1]]).astype(np.int32)[: len(ends)]
+        of_all = np.zeros(len(ends))
+        of_all[owners] = costs
+        return units, words, of_all
 
     def pronounce(self, word: str) -> tuple[Pronunciation, ...]:
         """Pronunciations of ``word``, likeliest first: as listed; else derived from listed words; else by the model.
@@ -145,7 +178,7 @@ class Lexicon:
         codes = dict(self._codes)
         for word, code in other._codes.items():
             mine = codes.get(word)
-            codes[word] = code if mine is None else " ".join(dict.fromkeys((mine + " " + code).split()))
+            codes[word] = code if mine is None else _both(mine, code)
         return Lexicon._of(dict(sorted(codes.items())), self._g2p if self._g2p is not None else other._g2p)
 
     # --- files -----------------------------------------------------------------------------------------------------
@@ -190,7 +223,9 @@ class Lexicon:
         """Writes the listed words to a compact file (xz; about 6 bytes a word). The model is saved by itself."""
         text = "\n".join(self._codes) + "\n\n" + "".join(code + "\n" for code in self._codes.values())
         filters = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": 1 << 22, "lc": 4, "pb": 0}]
-        data = lzma.compress(_MAGIC + text.encode(), check=lzma.CHECK_CRC32, filters=filters)
+        with_costs = any(code[-1] in _DIGITS for codes in self._codes.values() for code in codes.split(" "))
+        magic = _MAGIC_WITH_COSTS if with_costs else _MAGIC
+        data = lzma.compress(magic + text.encode(), check=lzma.CHECK_CRC32, filters=filters)
         temporary = Path(f"{os.fspath(path)}.tmp")
         temporary.write_bytes(data)
         os.replace(temporary, path)
@@ -202,7 +237,7 @@ class Lexicon:
         if not data.startswith(_XZ_MAGIC):
             raise LexiconError(f"{path} is not a compact lexicon; for a dictionary in text form use from_cmudict")
         data = _decompress(data, path)
-        if not data.startswith(_MAGIC):
+        if not data.startswith((_MAGIC, _MAGIC_WITH_COSTS)):
             raise LexiconError(f"{path} is not a compact lexicon of this version")
         head, _, tail = data[len(_MAGIC) :].partition(b"\n\n")
         try:
@@ -246,7 +281,9 @@ def build_lexicon(vocabulary: Iterable[str], cmudict: Lexicon, g2p: G2P | None) 
     The result has ``g2p`` attached, for words that come later. Errors as in :meth:`Lexicon.pronounce`.
     """
     source = cmudict.with_g2p(g2p)
-    return Lexicon({word: source.pronounce(word) for word in dict.fromkeys(vocabulary)}, g2p)
+    words = dict.fromkeys(vocabulary)
+    derived = Lexicon({word: source.pronounce(word) for word in words if word not in source}, g2p)
+    return source.restrict(words).merge(derived)
 
 
 # --- regular forms ---------------------------------------------------------------------------------------------------
@@ -363,7 +400,18 @@ def _encode(word: str, phones: Pronunciation) -> str:
 
 
 def _decode(codes: str) -> tuple[Pronunciation, ...]:
-    return tuple(tuple([_PHONE_OF[c] for c in code]) for code in codes.split(" "))
+    return tuple(tuple([_PHONE_OF[c] for c in code.rstrip(_DIGITS)]) for code in codes.split(" "))
+
+
+def _cost(code: str) -> float:
+    digits = code[len(code.rstrip(_DIGITS)) :]
+    return int(digits) / _COSTS_PER_NAT if digits else 0.0
+
+
+def _both(codes: str, others: str) -> str:
+    """The first ones, and the others whose phones are not among them."""
+    known = {code.rstrip(_DIGITS) for code in codes.split(" ")}
+    return " ".join([codes, *(code for code in others.split(" ") if code.rstrip(_DIGITS) not in known)])
 
 
 def _unstressed(phone: str) -> str:

@@ -114,7 +114,9 @@ class Judge:
 
     def sound(self, emissions: Emissions, words: Words) -> float:
         """Nats of all paths of a text through (steps, units) emissions, by any pronunciation."""
-        return all_paths(emissions - self.shift, [self.spell(word) for word in words])
+        weight = self.config.pronunciation_weight
+        costs = [[weight * cost for cost in self.lexicon.costs(word)] for word in words]
+        return all_paths(emissions - self.shift, [self.spell(word) for word in words], costs)
 
     def text(self, words: Words) -> float:
         """Nats that the language models and the score of words add."""
@@ -131,36 +133,44 @@ class Judge:
         return config.lm_weight * sum(logs) + config.word_score * len(words)
 
 
-def all_paths(emissions: NDArray[np.floating[Any]], spelled: Sequence[Sequence[Sequence[int]]]) -> float:
+def all_paths(
+    emissions: NDArray[np.floating[Any]],
+    spelled: Sequence[Sequence[Sequence[int]]],
+    costs: Sequence[Sequence[float]] | None = None,
+) -> float:
     """The log-probability of all CTC paths of some words, each by any of its spellings; -inf where none fits.
 
-    ``emissions``: (steps, units); ``spelled``: of each word, the unit ids of its spellings.
+    ``emissions``: (steps, units); ``spelled``: of each word, the unit ids of its spellings; ``costs``: of each
+    spelling, nats that are taken off; nothing where they are left away.
     """
     unit, before = [BLANK], [[0]]  # states: the blank at the start, then a unit and the blank behind it, and so on
+    fee = [0.0]  # of coming into a state from another
     ends = [0]  # states in which the words so far can be over
-    for variants in spelled:
+    for number, variants in enumerate(spelled):
         done: list[int] = []
-        for units in variants:
-            into = ends
+        for variant, units in enumerate(variants):
+            into, cost = ends, costs[number][variant] if costs else 0.0
             for one in units:
                 here = len(unit)
                 before.append([here, *(s for s in into if unit[s] != one)])
                 unit.append(one)
                 before.append([here + 1, here])
                 unit.append(BLANK)
-                into = [here, here + 1]
+                fee += [cost, 0.0]
+                into, cost = [here, here + 1], 0.0
             done += into
         ends = done
     most = max(map(len, before))
     ways = np.array([[*states, *[len(unit)] * (most - len(states))] for states in before])
+    fees = np.where(ways == np.arange(len(unit))[:, None], 0.0, np.array(fee)[:, None])
     score = np.full(len(unit) + 1, -np.inf)
     score[0] = emissions[0, BLANK]
     for s in range(1, len(unit)):
         if 0 in before[s]:
-            score[s] = emissions[0, unit[s]]
+            score[s] = emissions[0, unit[s]] - fee[s]
     heard = emissions[:, unit]
     for t in range(1, len(emissions)):
-        score[:-1] = np.logaddexp.reduce(score[ways], axis=1) + heard[t]
+        score[:-1] = np.logaddexp.reduce(score[ways] - fees, axis=1) + heard[t]
     return float(np.logaddexp.reduce(score[ends]))
 
 

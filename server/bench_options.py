@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--token", default="", help="for a server that wants one")
     parser.add_argument("--model", default="en", help="the server's model, for the offline texts")
     parser.add_argument("--search", choices=("beam", "greedy"), default="beam")
-    parser.add_argument("--precision", default="fp16", help="fp16, bf16, int8 or fp32")
+    parser.add_argument("--precision", default="fp16", help="fp16, bf16, int8, w8a8 or fp32")
     parser.add_argument("--streams", type=int, nargs="+", help="exactly so many, instead of looking for the most")
     parser.add_argument("--first", type=int, default=10, help="where the search for the most begins")
     parser.add_argument("--most", type=int, default=400, help="and where it ends at the latest")

@@ -36,7 +36,9 @@ class ServerConfig:
     port: int = setting(2700, "port to listen on; 0: any free one, which the log names")
     model: str = setting("en", "shipped model or model folder")
     device: str = setting("cpu", "cpu, cuda, cuda:1, ...")
-    precision: str = setting("fp16", "of the network's products: fp16, bf16 (faster on CPUs with AMX), int8 or fp32")
+    precision: str = setting(
+        "fp16", "of the network's products: fp16, bf16 (fast with AMX), w8a8 (with VNNI), int8 or fp32"
+    )
     search: str = setting("beam", "beam (with the language model) or greedy (faster)")
     workers: int = setting(1, "server processes that share the port, each with an engine of its own")
     engine_workers: int = setting(1, "engine processes of each server process")

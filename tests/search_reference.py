@@ -18,11 +18,13 @@ from asr.vocabulary import BpeVocabulary, CharacterVocabulary, PhoneVocabulary, 
 
 Emissions = NDArray[np.float32]
 Spelled = Mapping[str, Sequence[tuple[int, ...]]]
+Costs = Mapping[str, Sequence[float]]
 
 EXACT: dict[str, Any] = {"beam": 10_000, "tokens": 100, "threshold": 1e3, "blank_skip": 1.0}
 PHONES = ("IY", "M", "T")
 WORDS = {"tea": ["T IY"], "tee": ["T IY"], "me": ["M IY"], "meat": ["M IY T"], "team": ["T IY M"], "e": ["IY"],
          "it": ["IY T", "M T"], "timid": ["T IY M IY", "T M"]}  # fmt: skip
+COSTS = {"it": (0.0, 1.3), "timid": (0.0, 0.6)}  # nats
 TEXTS = ("tea me", "it meat me", "me team e", "e it tee", "meat it", "tea", "timid tea me", "tea me it")
 LETTERS = ("<blank>", "e", "m", " ")
 LETTER_WORDS = ("me", "em", "e", "mee", "m")
@@ -53,11 +55,13 @@ def model(texts: Sequence[str] = TEXTS, order: int = 2, words: Sequence[str] = t
 
 def small(
     vocabulary: Vocabulary | None = None, language_model: NgramModel | None = None, recombine: bool = False,
-    priors: Emissions | None = None, **config: Any
+    priors: Emissions | None = None, costs: Mapping[str, Sequence[float]] | None = None, **config: Any
 ) -> BeamSearch:  # fmt: skip
     """A search over the small lexicon of a vocabulary's kind; exact unless ``config`` says otherwise."""
     vocabulary = vocabulary or phones()
-    words = lexicon() if vocabulary.kind == "phones" else lexicon({w: ["IY"] for w in LETTER_WORDS})
+    words = (
+        lexicon().with_costs(costs or {}) if vocabulary.kind == "phones" else lexicon({w: ["IY"] for w in LETTER_WORDS})
+    )
     settings = SearchConfig(**{**EXACT, "lm_weight": 0.9, "word_score": 0.3, **config})
     return BeamSearch(vocabulary, words, language_model, settings, priors, recombine)
 
@@ -103,28 +107,33 @@ def ctc_sums(emissions: NDArray[Any]) -> dict[tuple[int, ...], float]:
     return {units: math.log(p) for units, p in sums.items()}
 
 
-def readings(units: tuple[int, ...], words: Spelled) -> list[tuple[str, ...]]:
-    """All ways to read ``units`` as words; one that has two ways to be pronounced like this stands there twice."""
-    found: list[tuple[str, ...]] = [] if units else [()]
+def readings(units: tuple[int, ...], words: Spelled, costs: Costs) -> list[tuple[tuple[str, ...], float]]:
+    """All ways to read ``units`` as words, with what the pronunciations cost; one that has two ways to be pronounced
+    like this stands there twice."""
+    found: list[tuple[tuple[str, ...], float]] = [] if units else [((), 0.0)]
     for word, ways in words.items():
-        for way in ways:
+        for n, way in enumerate(ways):
             if units[: len(way)] == way:
-                found.extend((word, *rest) for rest in readings(units[len(way) :], words))
+                cost = costs[word][n] if word in costs else 0.0
+                found += [((word, *rest), cost + more) for rest, more in readings(units[len(way) :], words, costs)]
     return found
 
 
-def acoustic(emissions: NDArray[Any], words: Spelled, space: int = -1) -> dict[tuple[str, ...], float]:
-    """For every sequence of words: the log of the summed probability of all alignments of all its pronunciations."""
+def acoustic(
+    emissions: NDArray[Any], words: Spelled, space: int = -1, costs: Costs | None = None
+) -> dict[tuple[str, ...], float]:
+    """For every sequence of words: the log of the summed probability of all alignments of all its pronunciations, less
+    what these cost."""
     names = {ways[0]: word for word, ways in words.items()}
     sums: dict[tuple[str, ...], float] = {}
     for units, score in ctc_sums(emissions).items():
         if space >= 0:
             runs = [tuple(run) for is_space, run in itertools.groupby(units, lambda u: u == space) if not is_space]
-            texts = [tuple(names[r] for r in runs)] if all(r in names for r in runs) else []
+            texts = [(tuple(names[r] for r in runs), 0.0)] if all(r in names for r in runs) else []
         else:
-            texts = readings(units, words)
-        for text in texts:
-            sums[text] = float(np.logaddexp(sums.get(text, -math.inf), score))
+            texts = readings(units, words, costs or {})
+        for text, cost in texts:
+            sums[text] = float(np.logaddexp(sums.get(text, -math.inf), score - cost))
     return sums
 
 
@@ -180,7 +189,9 @@ def reference(
     config, plain = search.config, Dictionary(language_model) if language_model else None
     space = search.vocabulary.index.get(" ", -1)
     scores = {}
-    for words, total in acoustic(emissions - search._shift, spelled(search, extra), space).items():
+    heard = emissions - search._shift
+    costs = {w: [config.pronunciation_weight * cost for cost in search.lexicon.costs(w)] for w in search.words}
+    for words, total in acoustic(heard, spelled(search, extra), space, costs).items():
         if plain:
             total += config.lm_weight * lm_scale * plain.score(words, search.words)
         scores[words] = total + config.word_score * len(words) + earned(words, hot or {})

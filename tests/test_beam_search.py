@@ -13,6 +13,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from search_reference import (
+    COSTS,
     EXACT,
     LETTER_TEXTS,
     LETTER_WORDS,
@@ -70,7 +71,7 @@ def test_every_score_is_the_sum_over_all_alignments(
 ) -> None:
     """All word sequences that can be heard, their scores, and which is the best; with and without language model."""
     language_model = model_of(kind, order) if order else None
-    search = small(KINDS[kind](), language_model)
+    search = small(KINDS[kind](), language_model, costs=COSTS if kind == "phones" else None)
     emissions = random_emissions(seed, steps, len(search.vocabulary), spread)
     expected = reference(search, emissions, language_model)
     found = search.end_nbest(search.step(emissions, search.begin()), 10_000)

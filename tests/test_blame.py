@@ -47,6 +47,14 @@ def test_all_paths_are_summed(blame: ModuleType) -> None:
             assert np.exp(blame.all_paths(emissions, spelled)) == pytest.approx(total)
 
 
+def test_a_spelling_costs_what_it_costs(blame: ModuleType) -> None:
+    emissions = np.log(np.random.default_rng(3).dirichlet(np.ones(3), 5))
+    one, two = blame.all_paths(emissions, [[[1]], [[2]]]), blame.all_paths(emissions, [[[1]], [[1, 2]]])
+    both = blame.all_paths(emissions, [[[1]], [[2], [1, 2]]], [[0.5], [0.25, 2.0]])
+    assert both == pytest.approx(np.logaddexp(one - 0.75, two - 2.5))
+    assert blame.all_paths(emissions[:1], [[[1]]], [[0.5]]) == pytest.approx(emissions[0, 1] - 0.5)
+
+
 def test_errors_are_owed_to_what_is_against_the_right_words(blame: ModuleType) -> None:
     recognizer = Recognizer.load("en")
     parts = SearchFactory(recognizer)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from search_reference import (
+    COSTS,
     LETTER_TEXTS,
     LETTER_WORDS,
     earned,
@@ -42,12 +43,18 @@ SAYS = lexicon(OOV)
 class Says(Lexicon):
     """A lexicon that can say some words that it does not list."""
 
+    listed: Lexicon
+
     def pronounce(self, word: str) -> Any:
         return SAYS.pronounce(word) if word in OOV else super().pronounce(word)
+
+    def costs(self, word: str) -> Any:
+        return self.listed.costs(word) if word in self.listed else super().costs(word)
 
 
 def hot_words(search: BeamSearch, phrases: dict[str, float], lm_scale: float = 1.0) -> HotWords:
     says = Says({w: p for w, p in search.lexicon.items()})
+    says.listed = search.lexicon
     return search.hot_words([HotWord(t, b) for t, b in phrases.items()], lm_scale, says)
 
 
@@ -95,6 +102,7 @@ CASES: list[dict[str, float]] = [
     {"tea me": 3.0, "me": 1.0, "me it": 2.5},
     {"tim": 5.0, "tim me": 3.0, "e": -2.0},
     {"tea tea": 4.0, "tea": 0.5},
+    {"it": 2.0, "timid tim": 1.0},
 ]
 
 
@@ -105,10 +113,11 @@ CASES: list[dict[str, float]] = [
 def test_every_score_is_that_of_the_sound_the_language_model_and_the_boosts(
     phrases: dict[str, float], with_lm: bool, seed: int
 ) -> None:
-    """Of all word sequences, so nothing beside a hot word is swallowed, split or scored otherwise. Words outside the
-    vocabulary cost as much as the rarest word, and are there where they are hot alone."""
+    """Of all word sequences, by all pronunciations for what these cost, so nothing beside a hot word is swallowed,
+    split or scored otherwise. Words outside the vocabulary cost as much as the rarest word, and are there where they
+    are hot alone."""
     language_model = model() if with_lm else None
-    search = small(phones(), language_model)
+    search = small(phones(), language_model, costs=COSTS)
     unknown = {w for p in phrases for w in p.split()} - set(search.words)
     extra = {w: [tuple(phones().encode_phones(p)) for p in SAYS[w]] for w in unknown}
     emissions = random_emissions(seed, 5, 4)

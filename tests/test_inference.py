@@ -13,7 +13,7 @@ from torch import Tensor
 
 from asr import batching
 from asr.errors import UsageError
-from asr.inference import PRECISIONS, _IntegerProduct, _levels, inference_form, product, supports
+from asr.inference import PRECISIONS, _DynamicProduct, _IntegerProduct, _levels, inference_form, product, supports
 from asr.int8 import LARGEST, dequantise, quantise
 from asr.model import AcousticModel
 
@@ -165,8 +165,8 @@ def test_a_model_that_cannot_stream_stays_plain() -> None:
 
 
 def test_unknown_precisions_are_refused(models: dict[str, AcousticModel]) -> None:
-    assert PRECISIONS == ("fp32", "fp16", "bf16", "int8")
-    with pytest.raises(UsageError, match="there is no precision 'int3': use one of fp32, fp16, bf16, int8"):
+    assert PRECISIONS == ("fp32", "fp16", "bf16", "int8", "w8a8")
+    with pytest.raises(UsageError, match="there is no precision 'int3': use one of fp32, fp16, bf16, int8, w8a8"):
         inference_form(models["lstm"], "int3")
 
 
@@ -299,15 +299,51 @@ def test_with_integers_cutting_and_company_change_no_bit(
         assert torch.equal(emissions(form, frames, sizes, company), whole), (sizes, company)
 
 
+needs_bytes = pytest.mark.skipif(not supports("w8a8"), reason="this CPU's products of 8 bits overflow, or it has none")
+
+
+@needs_bytes
+def test_a_product_of_rows_of_8_bits() -> None:
+    """Against the same product in double precision, to half a step of each input; the same row in any company."""
+    generator = torch.Generator().manual_seed(1)
+    weight, bias = torch.randn(48, 70, generator=generator), torch.randn(48, generator=generator)
+    x = torch.randn(9, 70, generator=generator)
+    x[3], x[4], x[5] = 0.0, 1e4 * x[4], 1e-6 * x[5]
+    linear = torch.nn.Linear(70, 48)
+    linear.weight.data, linear.bias.data = weight, bias
+    made = _DynamicProduct.of(linear)
+    read = dequantise(*quantise(weight)).double()
+    most = 0.5 / LARGEST * x.abs().amax(1, keepdim=True).double() * read.abs().sum(1)
+    apart = (made(x) - (x.double() @ read.T + bias.double())).abs()
+    assert (apart <= most * 1.001 + 1e-5).all() and (apart > most * 1e-3)[[0, 4]].any()
+    assert torch.equal(made(x)[3], bias)
+    assert all(torch.equal(made(x[i : i + 1])[0], made(x)[i]) for i in range(9))
+
+
+@needs_bytes
+@pytest.mark.parametrize("kind", KINDS)
+def test_networks_of_8_bits_hear_about_the_same(models: dict[str, AcousticModel], frames: Tensor, kind: str) -> None:
+    """And the same to the bit in any chunks and company."""
+    form = inference_form(models[kind], "w8a8")
+    assert form.packed_parameters > 0 and form.parameter_count == models[kind].parameter_count
+    whole = emissions(form, frames, [len(frames)])
+    plain = emissions(models[kind], frames, [len(frames)])
+    assert 0 < (whole.exp() - plain.exp()).abs().mean() < 0.02  # the heads' random weights are large
+    for sizes, company in (([1], 0), ([2], 0), ([3, 11, 4], 0), ([5], 1), ([5], 6), ([40], 15)):
+        assert torch.equal(emissions(form, frames, sizes, company), whole), (sizes, company)
+
+
 @needs_half
+@pytest.mark.parametrize("precision", ["int8", "w8a8"])
 def test_without_a_product_of_integers_rounded_weights_are_read_in_half_precision(
     rounded: dict[str, tuple[AcousticModel, AcousticModel]],
     models: dict[str, AcousticModel],
     frames: Tensor,
     monkeypatch: pytest.MonkeyPatch,
+    precision: str,
 ) -> None:
-    monkeypatch.setattr("asr.inference.supports", lambda precision, device: precision != "int8")
-    form = inference_form(models["lstm"], "int8")
+    monkeypatch.setattr("asr.inference.supports", lambda precision, device: precision in ("fp16", "fp32"))
+    form = inference_form(models["lstm"], precision)
     ours, theirs = emissions(form, frames, [5]), emissions(rounded["lstm"][0], frames, [5])
     assert (ours.exp() - theirs.exp()).abs().max() < 0.02  # rounded weights are none of half precision, quite
     assert (ours - emissions(models["lstm"], frames, [5])).abs().max() > 1e-3

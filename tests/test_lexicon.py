@@ -292,6 +292,59 @@ def test_derived_words_are_cached(lexicon):
     assert model.asked == ["unicorn"]
 
 
+# --- costs -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def priced(lexicon):
+    return lexicon.with_costs({"a": (1.26, 0), "fire": (0, 25), "read": (0.31, 0)})
+
+
+def test_costs_put_the_likeliest_first(lexicon, priced):
+    assert lexicon["a"] == (("AH",), ("EY",)) and lexicon.costs("a") == (0, 0)
+    assert priced["a"] == (("EY",), ("AH",)) and priced.costs("a") == (0, 1.3)
+    assert priced.costs("fire") == (0, 9.9)  # the most that is kept
+    assert priced["read"] == tuple(reversed(lexicon["read"])) and priced.costs("read") == (0, 0.3)
+    assert priced.costs("cats") == (0,) and priced["cats"] == lexicon["cats"]
+    assert priced.costs("lady's") == (0,)  # derived
+    assert priced.pronounce("fires") == tuple((*p, "Z") for p in priced["fire"])
+    assert dict(priced.items())["fire"] == lexicon["fire"]
+    assert priced != lexicon and priced.with_costs({"a": (0, 0), "fire": (0, 0), "read": (0, 0)}) != lexicon
+    assert lexicon.with_costs({"read": (0, 0)}) == lexicon
+
+
+@pytest.mark.parametrize("costs", [(0,), (0, 1, 2), (1, 2), (-1, 0), ()])
+def test_costs_must_fit(lexicon, costs):
+    with pytest.raises(LexiconError, match="must be 2 numbers, the least of them 0"):
+        lexicon.with_costs({"a": costs})
+    with pytest.raises(LexiconError, match="must be 0 numbers"):
+        lexicon.with_costs({"nothing": costs})
+
+
+def test_costs_are_kept(priced, lexicon, tmp_path):
+    priced.save(tmp_path / "costs.lex")
+    again = Lexicon.load(tmp_path / "costs.lex")
+    assert again == priced and again.costs("a") == (0, 1.3)
+    assert priced.restrict(["fire"]).costs("fire") == (0, 9.9)
+    assert build_lexicon(["fire", "fires", "a"], priced, None).costs("a") == (0, 1.3)
+    merged = priced.merge(Lexicon({"a": [("AH",), ("AA",)], "new": [("N", "UW")]}))
+    assert merged["a"] == (("EY",), ("AH",), ("AA",)) and merged.costs("a") == (0, 1.3, 0)
+
+
+def test_spellings_have_costs(priced, lexicon):
+    ids = {phone: i for i, phone in enumerate(PHONES)}
+    units, words, costs = priced.spellings(ids)
+    listed = [(w, said, cost) for w, ways in priced.items() for said, cost in zip(ways, priced.costs(w), strict=True)]
+    names = list(priced)
+    assert len(units) == len(words) == len(costs) == len(listed)
+    for row, word, cost, (name, said, wanted) in zip(
+        units.tolist(), words.tolist(), costs.tolist(), listed, strict=True
+    ):
+        assert names[word] == name and cost == wanted
+        assert [u for u in row if u >= 0] == [ids[p] for p in said]
+    assert sorted(costs)[-3:] == [0.3, 1.3, 9.9] and not lexicon.spellings(ids)[2].any()
+
+
 def test_build_lists_every_word_of_the_vocabulary(lexicon):
     model = train_g2p([(w, p) for w, ps in lexicon.items() for p in ps], order=3, min_count=1)
     vocabulary = ["dog", "dogs", "bouse", "bbc", "fire", "dog"]

@@ -69,6 +69,18 @@ def test_the_order_of_the_entries_does_not_matter(entries: list[tuple[list[int],
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
+def test_words_keep_what_they_cost() -> None:
+    spellings = np.array([[1, 2], [1, -1], [1, 2], [1, 2], [2, -1]], dtype=np.int32)
+    words, costs = np.array([0, 0, 1, 0, 2], dtype=np.int32), np.array([0.7, 0.1, 0.2, 0.4, 0.0])
+    trie = build(spellings, words, np.array([-1.0, -0.5, -2.0]), costs)
+    found = {}
+    for node in range(len(trie)):
+        at = slice(int(trie.first_word[node]), int(trie.first_word[node] + trie.word_count[node]))
+        found[node] = list(zip(trie.words[at].tolist(), trie.costs[at].tolist(), strict=True))
+    assert [f for f in found.values() if f] == [[(0, 0.1)], [(2, 0.0)], [(1, 0.2), (0, 0.4)]]
+    assert not build(spellings, words, np.array([-1.0, -0.5, -2.0])).costs.any()
+
+
 @pytest.mark.parametrize("entries", [[], [([], 1)], [([], 1), ([], 2)]])
 def test_nothing_to_spell_is_a_root_alone(entries: list[tuple[list[int], int]]) -> None:
     trie = built(entries, np.zeros(3))

@@ -124,19 +124,22 @@ class BeamSearch(Lockstep[_Row]):
         self._ids = {word: i for i, word in enumerate(self.words)}
         self.scorer = Scorer(language_model, self.words) if language_model else NoScorer(len(self.words))
         unigrams = self.scorer.unigrams()
-        self.trie = build(*self._spellings(), unigrams)
+        units, numbers, costs = self._spellings()
+        self.trie = build(units, numbers, unigrams, costs)
         self._tree, self.log_unigrams = self.trie.arrays(), unigrams
         self._rescorer = None
         if second and language_model and config.second_share:
             self._rescorer = Rescorer(second, self._name, precision)
 
-    def _spellings(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    def _spellings(self) -> tuple[NDArray[np.int32], NDArray[np.int32], Floats]:
+        """Units and word of every entry of the lexicon, and what it costs to be said so."""
         if isinstance(self.vocabulary, PhoneVocabulary):
-            return self.lexicon.spellings(self.vocabulary.index)
+            units, words, costs = self.lexicon.spellings(self.vocabulary.index)
+            return units, words, self.config.pronunciation_weight * costs
         spelled = [self._spell(word, self.lexicon)[0] for word in self.words]
         longest = max(map(len, spelled))
         units = np.array([[*s, *[-1] * (longest - len(s))] for s in spelled], dtype=np.int32)
-        return units, np.arange(len(spelled), dtype=np.int32)
+        return units, np.arange(len(spelled), dtype=np.int32), np.zeros(len(spelled))
 
     def hot_words(
         self, phrases: Iterable[HotWord], lm_scale: float = 1.0, pronouncer: Lexicon | None = None
@@ -150,7 +153,12 @@ class BeamSearch(Lockstep[_Row]):
             known = ids < len(self.words)
             return weight * np.where(known, self.log_unigrams[np.where(known, ids, 0)], self.scorer.rare)
 
-        return HotWords(phrases, self._ids, lambda word: self._spell(word, lexicon), score, normalize)
+        def price(word: str) -> list[float]:
+            if not isinstance(self.vocabulary, PhoneVocabulary):
+                return [0.0]
+            return [self.config.pronunciation_weight * cost for cost in lexicon.costs(word)]
+
+        return HotWords(phrases, self._ids, lambda word: self._spell(word, lexicon), score, normalize, price)
 
     def spell(self, word: str) -> list[list[int]]:
         """The unit ids of the pronunciations of a word of the lexicon."""
@@ -350,7 +358,7 @@ class BeamSearch(Lockstep[_Row]):
         good = ((old.total.take(parent) + heard > least) & (score + look > least)).nonzero()[0]
         parent, child, unit, row = parent.take(good), child.take(good), unit.take(good), row.take(good)
         score, look = score.take(good), look.take(good)
-        ended, word, goes_on = overlay.completed(child, row)
+        ended, word, cost, goes_on = overlay.completed(child, row)
         on = np.stack([parent, unit, child], axis=1)[goes_on].astype(np.int32)
         source = parent.take(ended)
         log_prob, context = self.scorer.score(ints[:, CONTEXT].take(source), word)
@@ -359,7 +367,7 @@ class BeamSearch(Lockstep[_Row]):
             on,
             np.stack([score + look, look], axis=1)[goes_on],
             np.concatenate([ends[shared], own]),
-            np.concatenate([ends_scores[shared], np.stack([score.take(ended), log_prob], axis=1)]),
+            np.concatenate([ends_scores[shared], np.stack([score.take(ended) - cost, log_prob], axis=1)]),
         )
 
     def _second(

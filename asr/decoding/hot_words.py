@@ -9,6 +9,7 @@ grapheme-to-phoneme model. Only whole words earn anything: what stands beside a 
 
 from __future__ import annotations
 
+import dataclasses
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,8 +44,8 @@ class HotWords:
 
     ``words``: id of every word of the vocabulary; ``spell``: the unit ids of a word's pronunciations (raises an
     AsrError for a word that has none); ``score``: (ids) -> the weighted language model score of words without context,
-    in nats. Of a phrase that is given twice the last boost holds; one of 0 is none. Raises UsageError that names every
-    unusable phrase and what is wrong with it.
+    in nats; ``price``: what each pronunciation of a word costs, in nats. Of a phrase that is given twice the last boost
+    holds; one of 0 is none. Raises UsageError that names every unusable phrase and what is wrong with it.
 
     ``ids``: of every word of the phrases; ``words``: these in order; ``worth``: (words,) what they score and earn where
     no phrase has begun, in nats.
@@ -57,6 +58,7 @@ class HotWords:
         spell: Spell,
         score: Callable[[Ints], Floats],
         normalize: Callable[[str], str],
+        price: Callable[[str], Sequence[float]] | None = None,
     ) -> None:
         spelled: dict[str, Sequence[Sequence[int]]] = {}
         found: dict[tuple[str, ...], float] = {}
@@ -85,7 +87,7 @@ class HotWords:
         self.ids: Mapping[str, int] = ids
         self.words = np.array(sorted(ids.values()), dtype=np.int64)
         self._automaton({tuple(ids[w] for w in phrase): boost for phrase, boost in found.items()})
-        self.tree = self._tree(ids, spelled, score)
+        self.tree = self._tree(ids, spelled, score, price)
 
     def __len__(self) -> int:
         return len(self.phrases)
@@ -138,21 +140,31 @@ class HotWords:
         self.edge_keys = np.array([k for k, _ in keys], dtype=np.int64)
         self.edge_targets = np.array([t for _, t in keys], dtype=np.int64)
 
-    def _tree(self, ids: Mapping[str, int], spelled: Mapping[str, Sequence[Sequence[int]]], score: Callable) -> Trie:
-        entries = [(place, units) for word, place in ids.items() for units in spelled[word]]
-        longest = max((len(units) for _, units in entries), default=0)
-        units = np.array([[*u, *[-1] * (longest - len(u))] for _, u in entries], dtype=np.int32)
+    def _tree(
+        self,
+        ids: Mapping[str, int],
+        spelled: Mapping[str, Sequence[Sequence[int]]],
+        score: Callable,
+        price: Callable[[str], Sequence[float]] | None,
+    ) -> Trie:
+        entries = [
+            (place, units, cost)
+            for word, place in ids.items()
+            for units, cost in zip(spelled[word], price(word) if price else [0.0] * len(spelled[word]), strict=True)
+        ]
+        longest = max((len(units) for _, units, _ in entries), default=0)
+        units = np.array([[*u, *[-1] * (longest - len(u))] for _, u, _ in entries], dtype=np.int32)
         local = {place: i for i, place in enumerate(self.words.tolist())}
         at_first = np.zeros(len(self.words))  # what a word earns where no phrase has begun
         opens = self.edge_keys < 1 << _WORD_BITS
         targets = self.edge_targets[opens]
         at_first[self.edge_keys[opens]] = self.given[targets] + self.banked[targets]
         self.worth: Floats = score(self.words) + at_first
-        words = np.array([local[place] for place, _ in entries], dtype=np.int32)
-        tree = build(units.reshape(len(entries), longest), words, self.worth)
-        return Trie(tree.unit, tree.first_child, tree.children, tree.first_word, tree.word_count,
-                    self.words[tree.words].astype(np.int32), tree.ahead, tree.first_below, tree.below,
-                    self.words[tree.entries])  # fmt: skip
+        words = np.array([local[place] for place, _, _ in entries], dtype=np.int32)
+        costs = np.array([cost for _, _, cost in entries])
+        tree = build(units.reshape(len(entries), longest), words, self.worth, costs)
+        named = self.words[tree.words].astype(np.int32)
+        return dataclasses.replace(tree, words=named, entries=self.words[tree.entries])
 
 
 def _usable(phrase: HotWord, normalize: Callable[[str], str]) -> str:
@@ -181,7 +193,7 @@ class Overlay:
         """``size``: nodes of the shared tree; a node n > 0 of a stream's own tree is ``size + n`` in its hypotheses."""
         zero = np.zeros(1, np.int32)
         none = np.zeros(1, np.int64)
-        empty = Trie(zero - 1, zero, zero, zero, zero, zero[:0], np.zeros(1), none, none, none[:0])
+        empty = Trie(zero - 1, zero, zero, zero, zero, zero[:0], np.zeros(0), np.zeros(1), none, none, none[:0])
         trees = [h.tree if h else empty for h in hot]
         self._nodes = _offsets([len(t) for t in trees])
         self._unit = np.concatenate([t.unit for t in trees])
@@ -191,6 +203,7 @@ class Overlay:
         self._first_word = np.concatenate([t.first_word + o for t, o in zip(trees, words, strict=True)])
         self._word_count = np.concatenate([t.word_count for t in trees])
         self._words = np.concatenate([t.words for t in trees]).astype(np.int64)
+        self._costs = np.concatenate([t.costs for t in trees])
         self._ahead = np.concatenate([t.ahead for t in trees])
         self._size = size
         one, none = np.zeros(1), np.zeros(0, dtype=np.int64)
@@ -223,12 +236,14 @@ class Overlay:
         """What is expected below own nodes, in nats."""
         return self._ahead[self._place(child, row)]
 
-    def completed(self, child: Ints, row: NDArray[np.int32]) -> tuple[Ints, Ints, NDArray[np.bool_]]:
-        """Words that end at own nodes: (place in ``child``, word); and which of these nodes go on."""
+    def completed(self, child: Ints, row: NDArray[np.int32]) -> tuple[Ints, Ints, Floats, NDArray[np.bool_]]:
+        """Words that end at own nodes: (place in ``child``, word, what its pronunciation costs); and which of these
+        nodes go on."""
         place = self._place(child, row)
         count = self._word_count[place]
         ended = np.repeat(np.arange(len(child)), count)
-        return ended, self._words[ranges(self._first_word[place], count)], self._children[place] > 0
+        words = ranges(self._first_word[place], count)
+        return ended, self._words[words], self._costs[words], self._children[place] > 0
 
     def _place(self, child: Ints, row: NDArray[np.int32]) -> Ints:
         """Where own nodes stand in the arrays of all streams."""

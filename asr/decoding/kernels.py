@@ -83,6 +83,7 @@ class Tree(NamedTuple):
     ahead: Floats
     words: Numbers
     entries: Numbers
+    costs: Floats
 
 
 class Stay(NamedTuple):
@@ -346,14 +347,15 @@ def expand(
             goes_on += 1
     ends, ends_scores = np.empty((ending, 5), np.int32), np.empty((ending, 2))
     contexts, words, which = np.empty(ending, np.int64), np.empty(ending, np.int64), np.empty(ending, np.int64)
-    at_nodes, entries, n, m, goes_on, asked = tree.words, tree.entries, goes_on, 0, 0, 0
+    at_nodes, entries, costs = tree.words, tree.entries, tree.costs
+    n, m, goes_on, asked = goes_on, 0, 0, 0
     for k in range(n):
         i, child = ways[k, SOURCE], ways[k, NEW_NODE]
         first, below = nodes[child, FIRST_WORD], nodes[child, FIRST_BELOW]
         for at in range(first, first + nodes[child, WORD_COUNT]):
             word = at_nodes[at]
             ends[m, SOURCE], ends[m, NEW_UNIT], ends[m, NEW_WORD] = i, ways[k, NEW_UNIT], word
-            ends[m, NEW_HOT], ends_scores[m, 0] = ints[i, HOT], before[k, 0]
+            ends[m, NEW_HOT], ends_scores[m, 0] = ints[i, HOT], before[k, 0] - costs[at]
             if begins[k] >= 0:  # it has been looked at
                 place = begins[k]
                 while entries[below + place - begins[k]] != word:

@@ -20,7 +20,8 @@ class Trie:
     """Nodes are numbered level by level from the root, 0; the children of a node stand together, sorted by unit.
 
     ``unit``: (nodes,) the unit that leads to a node. ``first_child``, ``children``: (nodes,) where its children begin
-    and how many they are. ``first_word``, ``word_count``: (nodes,) where in ``words`` those that end at it stand.
+    and how many they are. ``first_word``, ``word_count``: (nodes,) where in ``words`` those that end at it
+    stand, and in ``costs`` (nats) what it costs them to be said so.
     ``ahead``: (nodes,) the best score of a word at or below a node; 0 at the root. ``first_below``, ``below``: (nodes,)
     where in ``entries`` the words at or below a node stand, and how many they are.
     """
@@ -31,6 +32,7 @@ class Trie:
     first_word: Ints
     word_count: Ints
     words: Ints
+    costs: Floats
     ahead: Floats
     first_below: NDArray[np.int64]
     below: NDArray[np.int64]
@@ -43,21 +45,23 @@ class Trie:
         """For compiled loops."""
         columns = self.first_child, self.children, self.first_word, self.word_count, self.first_below, self.below
         nodes = np.stack(columns, axis=1).astype(np.int32)
-        return Tree(nodes, self.unit, self.ahead, self.words, self.entries.astype(np.int32))
+        return Tree(nodes, self.unit, self.ahead, self.words, self.entries.astype(np.int32), self.costs)
 
 
-def build(spellings: Ints, words: Ints, scores: Floats) -> Trie:
-    """The tree of ``spellings``: (entries, longest) units padded with -1, each of the word ``words`` (entries,).
+def build(spellings: Ints, words: Ints, scores: Floats, costs: Floats | None = None) -> Trie:
+    """The tree of ``spellings``: (entries, longest) units padded with -1, each of the word ``words`` (entries,), which
+    it costs ``costs`` (entries,) nats to be said so; nothing where that is left away.
 
     ``scores``: (words,) by word id, what ``ahead`` and the choice among homophones go by. Entries of equal spelling
     and word count once; an entry without units is left out.
     """
     keep = spellings[:, 0] >= 0 if spellings.shape[1] else np.zeros(len(spellings), dtype=bool)
-    spellings, words = spellings[keep], words[keep]
+    spellings, words, costs = spellings[keep], words[keep], np.zeros(len(words)) if costs is None else costs
+    costs = costs[keep]
     entry_scores = scores[words]
-    # By spelling; the likeliest of equal ones first.
-    order = np.lexsort((words, -entry_scores, *_sort_keys(spellings)))
-    words, entry_scores, count = words[order], entry_scores[order], len(order)
+    # By spelling; the likeliest of equal ones first, and of a word's the cheapest.
+    order = np.lexsort((costs, words, -entry_scores, *_sort_keys(spellings)))
+    words, costs, entry_scores, count = words[order], costs[order], entry_scores[order], len(order)
     node_of = np.zeros(count, dtype=np.int64)  # node of the entry's prefix, in the end of all of it
     units, parents, total = [np.array([-1])], [np.array([-1])], 1
     begin_below, end_below = [np.zeros(1, dtype=np.int64)], [np.array([count])]
@@ -94,7 +98,8 @@ def build(spellings: Ints, words: Ints, scores: Floats) -> Trie:
         children.astype(np.int32),
         first_word.astype(np.int32),
         word_count.astype(np.int32),
-        kept.astype(np.int32),
+        words[kept].astype(np.int32),
+        costs[kept],
         ahead,
         np.concatenate(begin_below).astype(np.int64),
         (np.concatenate(end_below) - np.concatenate(begin_below)).astype(np.int64),
@@ -122,15 +127,15 @@ def ranges(first: NDArray[Any], count: NDArray[Any]) -> NDArray[np.int64]:
     return found
 
 
-def _words_at(node: NDArray[np.int64], words: Ints, total: int) -> tuple[NDArray[Any], NDArray[Any], Ints]:
-    """(first word, number of words) of every node, and the words; entries come best first within a node."""
-    order = np.argsort(node, kind="stable")
-    node, words = node[order], words[order]
+def _words_at(node: NDArray[np.int64], words: Ints, total: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]:
+    """(first word, number of words) of every node, and which entries these are; entries come best first within a
+    node."""
+    kept = np.argsort(node, kind="stable")
     fresh = np.ones(len(node), dtype=bool)
-    fresh[1:] = (node[1:] != node[:-1]) | (words[1:] != words[:-1])
-    node, words = node[fresh], words[fresh]
-    count = np.bincount(node, minlength=total)
-    rank = np.arange(len(node)) - (np.cumsum(count) - count)[node]
-    node, words = node[rank < MOST_HOMOPHONES], words[rank < MOST_HOMOPHONES]
-    count = np.bincount(node, minlength=total)
-    return np.cumsum(count) - count, count, words
+    fresh[1:] = (node[kept[1:]] != node[kept[:-1]]) | (words[kept[1:]] != words[kept[:-1]])
+    kept = kept[fresh]
+    count = np.bincount(node[kept], minlength=total)
+    rank = np.arange(len(kept)) - (np.cumsum(count) - count)[node[kept]]
+    kept = kept[rank < MOST_HOMOPHONES]
+    count = np.bincount(node[kept], minlength=total)
+    return np.cumsum(count) - count, count, kept

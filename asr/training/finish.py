@@ -106,10 +106,12 @@ def in_lower_case(model: NgramModel) -> NgramModel:
 
 def words_of(model: NgramModel, known: Lexicon) -> tuple[Lexicon, list[str]]:
     """A lexicon of the model's words, and the words that ``known`` cannot pronounce."""
-    entries, lost = {}, []
-    for word in model.words[_SPECIAL:]:
+    derived, lost = {}, []
+    words = model.words[_SPECIAL:]
+    for word in words:
         try:
-            entries[word] = known.pronounce(word)
+            if word not in known:
+                derived[word] = known.pronounce(word)
         except LexiconError:
             lost.append(word)
-    return Lexicon(entries, known.g2p), lost
+    return known.restrict(words).merge(Lexicon(derived)), lost

@@ -1,31 +1,45 @@
-"""Which of a word's pronunciations was said, found by a trained network: what it is then taught to hear.
+"""Which of a word's pronunciations was said, found by a trained network: what it is then taught to hear, and how likely
+each is.
+
+    python -m asr.training.pronunciations MODEL --data train.tsv more.tsv --out DIR
 
 A lexicon gives "the" two pronunciations and "read" two that mean different things; to train on the first one always is
 to train on errors. Here every word gets the one on the likeliest path of CTC through all of them (forced alignment with
-pronunciation variants, as Kaldi's training does in each of its passes).
+pronunciation variants, as Kaldi's training does in each of its passes). Counted over training speech, they are the
+costs of the lexicon's pronunciations, which the search takes off (Chen et al. 2015, "Pronunciation and silence
+probability modeling for ASR": relative to a word's likeliest one, so that words with many are not punished).
 """
 
 from __future__ import annotations
 
+import argparse
+import collections
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from asr.checkpoint import ModelFolder
+from asr.checkpoint import LEXICON, WEIGHTS, ModelFolder, copy_folder, find_model, read_config, update_config
 from asr.decoding.compiled import compiled
 from asr.features import FeatureConfig
 from asr.training.batches import TrainingSet
-from asr.training.cache import write_whole
-from asr.training.word_places import aligned_emissions
+from asr.training.cache import build, write_whole
+from asr.training.manifest import read_manifest
+from asr.training.tool import run_tool
+from asr.training.word_places import aligned_emissions, phones_of
 from asr.vocabulary import BLANK, PhoneVocabulary
 
 log = logging.getLogger("asr.train")
 Ints = NDArray[np.int64]
 Units = tuple[int, ...]
+Said = Mapping[str, Mapping[int, int]]
+# A pronunciation is believed to be as likely as its rank says until it was heard about so many times.
+_FIRST, _HEARD_BEFORE = 0.8, 5.0
 
 
 def heard_pronunciations(
@@ -165,3 +179,68 @@ def _best_path(
         if t:
             state = back[t, state]
     return path[:length][::-1]
+
+
+# -- how likely each is ------------------------------------------------------------------------------------------------
+
+
+def with_costs(model: str | Path, tables: Sequence[str], cache: Path, out: Path) -> collections.Counter[int]:
+    """Write the model folder ``out``, which must not exist: ``model``, and in its lexicon what the pronunciations cost
+    by how often they are heard in the speech of ``tables``. ``cache``: folder of the features. Returns how many words
+    were said by their first, second, ... pronunciation.
+
+    Raises UsageError for a model without phones, ModelError where ``out`` exists, ManifestError.
+    """
+    from safetensors.torch import load_file
+
+    folder = find_model(model)
+    phones_of(folder, folder.config.features)
+    lexicon, head = folder.load_lexicon(), folder.config.head
+    heads = {head: folder.load_vocabularies(lexicon)[head]}
+    utterances = [u for table in tables for u in read_manifest(table)]
+    data = TrainingSet(list(build(utterances, cache, folder.config.features)), heads)
+    heard = heard_pronunciations(folder, data, head, folder.config.features, cache)
+    said: dict[str, collections.Counter[int]] = collections.defaultdict(collections.Counter)
+    for text, numbers in zip(data.texts, heard, strict=True):
+        for word, number in zip(text.split(), numbers.tolist(), strict=False):
+            said[word][number] += 1
+    copy_folder(folder, out, load_file(folder.path / WEIGHTS))
+    lexicon.with_costs(costs_of(said, {word: len(ways) for word, ways in lexicon.items()})).save(out / LEXICON)
+    update_config(out, read_config(out))
+    return sum(said.values(), collections.Counter())
+
+
+def costs_of(said: Said, ways: Mapping[str, int]) -> dict[str, list[float]]:
+    """Of each word with several ``ways`` to be said: by how many nats each is less likely than the likeliest. ``said``:
+    of each word how often each was heard, by its number."""
+    costs = {}
+    for word, count in ways.items():
+        if count > 1:
+            before = np.array([_FIRST, *[(1 - _FIRST) / (count - 1)] * (count - 1)])
+            heard = np.array([said.get(word, {}).get(n, 0) for n in range(count)])
+            likely = heard + _HEARD_BEFORE * before
+            costs[word] = np.log(likely.max() / likely).tolist()
+    return costs
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", metavar="MODEL", help="model folder or name")
+    parser.add_argument(
+        "--data", nargs="+", required=True, metavar="TABLE", help="manifests (TSV), or librispeech:PART"
+    )
+    parser.add_argument("--cache", type=Path, help="folder that keeps the features (default: none)")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args(argv)
+
+    def work() -> None:
+        with tempfile.TemporaryDirectory() as temporary:
+            counts = with_costs(args.model, args.data, args.cache or Path(temporary), args.out)
+        print(f"{sum(counts.values())} words, {counts[0]} said as the lexicon's first pronunciation has it")
+
+    return run_tool(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 from pathlib import Path
@@ -11,13 +12,15 @@ import pytest
 import torch
 from conftest import Run
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 from training_data import random_shard
 
-from asr.checkpoint import find_model
+from asr.checkpoint import LEXICON, WEIGHTS, copy_folder, find_model, read_config, update_config
 from asr.lexicon import Lexicon
 from asr.training import run, train_config
 from asr.training.batches import TrainingSet
-from asr.training.pronunciations import choose, heard_pronunciations
+from asr.training.manifest import read_manifest
+from asr.training.pronunciations import choose, costs_of, heard_pronunciations, main
 from asr.vocabulary import PhoneVocabulary
 
 READ = Lexicon({"read": [("R", "IY", "D"), ("R", "EH", "D")], "the": [("DH", "AH"), ("DH", "IY")], "a": [("AH",)]})
@@ -139,3 +142,36 @@ def test_a_run_learns_what_was_heard(learned: Run, tmp_path: Path) -> None:
         units = data.heads["phones"]
         assert isinstance(units, PhoneVocabulary)
         assert data.target("phones", u, 0).tolist() == units.encode(text, data.said["phones"][u].tolist())
+
+
+# -- how likely each is ------------------------------------------------------------------------------------------------
+
+
+def test_costs_are_those_of_the_counts() -> None:
+    ways = {"the": 2, "often": 3, "a": 1, "rare": 2}
+    costs = costs_of({"the": {0: 95, 1: 5}, "often": {1: 50}}, ways)
+    assert costs["the"] == pytest.approx([0.0, np.log(99 / 6)])
+    assert costs["often"] == pytest.approx([np.log(50.5 / 4), 0.0, np.log(50.5 / 0.5)])
+    assert costs["rare"] == pytest.approx([0.0, np.log(4)]) and "a" not in costs
+
+
+def test_a_model_gets_costs(learned: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = find_model(learned.folder / "model")
+    lexicon = before.load_lexicon()
+    said = collections.Counter(w for u in read_manifest(str(learned.manifest)) for w in u.text.split())
+    word, count = said.most_common(1)[0]
+    Lexicon({**dict(lexicon.items()), word: [("Z", "Z", "Z"), lexicon[word][0]]}).save(tmp_path / "two.lex")
+    folder = tmp_path / "two"
+    copy_folder(before, folder, load_file(before.path / WEIGHTS))
+    (tmp_path / "two.lex").replace(folder / LEXICON)
+    update_config(folder, read_config(folder))
+    cache, out = tmp_path / "cache", tmp_path / "out"
+    wanted = ["--data", str(learned.manifest), "--cache", str(cache), "--out", str(out)]
+    assert main([str(folder), *wanted]) == 0
+    assert "said as the lexicon's first pronunciation has it" in capsys.readouterr().out
+    made = find_model(out).load_lexicon()
+    costs = dict(zip(made[word], made.costs(word), strict=True))
+    right = costs[lexicon[word][0]] - costs["Z", "Z", "Z"]  # the network has learned that the other one is not said
+    assert count >= 2 and right == pytest.approx(np.log(4 / (1 + count)), abs=0.06)
+    assert (out / WEIGHTS).read_bytes() == (before.path / WEIGHTS).read_bytes() and any(cache.iterdir())
+    assert main([str(folder), *wanted]) == 1 and "exists" in capsys.readouterr().err
