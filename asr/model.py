@@ -209,8 +209,13 @@ class LockedDropout(nn.Module):
         return x * (torch.rand(x.shape[0], 1, x.shape[2], device=x.device) < keep).to(x.dtype).div_(keep)
 
 
+LstmPass = Callable[[nn.LSTM, Tensor, Tensor, Tensor], tuple[Tensor, tuple[Tensor, Tensor]]]
+
+
 class RecurrentLayer(nn.Module):
-    """``x + dropout(rnn(norm(x)))``."""
+    """``x + dropout(rnn(norm(x)))``. ``training_pass``: what an LSTM is trained with in place of torch's own pass."""
+
+    training_pass: LstmPass | None = None
 
     def __init__(self, config: ModelConfig, initial: bool = True) -> None:
         super().__init__()
@@ -235,6 +240,9 @@ class RecurrentLayer(nn.Module):
     def forward(self, x: Tensor, hidden: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """``x``: (batch, n, hidden); ``hidden``: the pair (h, c) of (batch, hidden), c without elements unless LSTM."""
         h, c = hidden
+        if self.training and self.training_pass and isinstance(self.rnn, nn.LSTM):
+            y, (h, c) = self.training_pass(self.rnn, self.norm(x), h, c)
+            return x + self.dropout(y), (h, c)
         if isinstance(self.rnn, nn.LSTM):
             y, (h, c) = self.rnn(self.norm(x), (h[None].contiguous(), c[None].contiguous()))
             c = c[0]

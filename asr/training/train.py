@@ -28,9 +28,10 @@ from asr.checkpoint import find_model
 from asr.config import from_dict, to_dict
 from asr.errors import UsageError
 from asr.features import FRAME_MS
-from asr.model import AcousticModel, ModelConfig
+from asr.model import AcousticModel, ModelConfig, RecurrentLayer
 from asr.training.batch_source import BatchSource, Place
 from asr.training.batches import Batch, BatchMaker, BatchPlan, TrainingSet
+from asr.training.compiled_lstm import compiled_lstm
 from asr.training.consistency import consistency_loss
 from asr.training.crf import Denominator, unit_trigram
 from asr.training.distillation import Teacher
@@ -66,6 +67,10 @@ class Trainer:
         self.config = config
         self.device = torch.device(device)
         self.model = model.to(self.device)
+        if config.lstm == "compiled" and config.precision == "bf16" and self.device.type == "cpu":
+            for layer in model.recurrent:
+                assert isinstance(layer, RecurrentLayer)
+                layer.training_pass = compiled_lstm
         self.data = data
         self.maker = maker
         self.out = out

@@ -78,7 +78,8 @@ class TrainConfig:
     network can be used with any. ``noise``: table of sounds without speech; ``made_noises``: how many computed ones are
     added (:mod:`asr.training.made_sounds`); ``rooms``: table of impulse responses; ``lexicon``: CMUdict or a .lex file
     (default: that of the model ``en``); ``words``: further words of the exported lexicon; ``cache``: folder of the
-    features (default: in the run's folder). ``workers``: processes that compute features (0: one per core);
+    features (default: in the run's folder). ``lstm``: the pass of LSTM layers on a CPU in bf16, torch's own or the
+    compiled one of :mod:`asr.training.compiled_lstm`. ``workers``: processes that compute features (0: one per core);
     ``prefetch``: batches made ahead by threads (-1: some on a GPU, none on a CPU, where the threads would take the
     cores from the training).
     """
@@ -110,6 +111,7 @@ class TrainConfig:
     short_share: float = 0.4
     seed: int = 1
     precision: Literal["bf16", "fp32"] = "bf16"
+    lstm: Literal["torch", "compiled"] = "torch"
     noise: str = ""
     made_noises: int = 0
     rooms: str = ""
