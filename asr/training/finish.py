@@ -23,6 +23,8 @@ from asr.lexicon import Lexicon
 from asr.lm.model import NgramModel
 from asr.training import evaluate, tune
 from asr.training.download import TRIGRAM, data_folder, fetch
+from asr.training.manifest import read_manifest
+from asr.training.pronunciations import count, put_lexicon, sample
 from asr.training.recipe import Recipe
 
 log = logging.getLogger("asr.train")
@@ -32,9 +34,17 @@ _SPECIAL = 3  # <unk>, <s>, </s> come first in a language model
 
 
 def finish(
-    recipe: Recipe, out: Path, model: Path, dev: Sequence[str], test: Sequence[str], given: Path | None, device: str
+    recipe: Recipe,
+    out: Path,
+    model: Path,
+    data: Sequence[str],
+    dev: Sequence[str],
+    test: Sequence[str],
+    given: Path | None,
+    device: str,
 ) -> None:
-    """Give the model folder its language model, tune its search on ``dev``, measure it on ``test``: `out/eval`.
+    """Give the model folder its language model and its lexicon costs, heard in some of ``data``, tune its search on
+    ``dev``, measure it on ``test``: `out/eval`.
 
     ``given``: a language model file in place of the recipe's.
     """
@@ -45,6 +55,10 @@ def finish(
     if path is not None and recipe.recurrent:
         log.info("recurrent language model: that of %s", recipe.recurrent)
         add_recurrent(model, recipe.recurrent)
+    if path is not None and recipe.pronunciation_hours:
+        log.info("how often each pronunciation is heard in %g hours", recipe.pronunciation_hours)
+        some = sample([u for table in data for u in read_manifest(table)], recipe.pronunciation_hours)
+        put_lexicon(model, count(ModelFolder(model), some, out / "cache")[0])
     if path is not None and recipe.tune:
         tune.main(str(model), dev, limit=recipe.tune, out=out / "search.json", write=True, device=device)
     evaluate.main(str(model), test, out / EVALUATION, streaming=True, offline=False, limit=None, device=device)

@@ -27,9 +27,10 @@ from numpy.typing import NDArray
 from asr.checkpoint import LEXICON, WEIGHTS, ModelFolder, copy_folder, find_model, read_config, update_config
 from asr.decoding.compiled import compiled
 from asr.features import FeatureConfig
+from asr.lexicon import Lexicon
 from asr.training.batches import TrainingSet
 from asr.training.cache import build, write_whole
-from asr.training.manifest import read_manifest
+from asr.training.manifest import Utterance, read_manifest
 from asr.training.tool import run_tool
 from asr.training.word_places import aligned_emissions, phones_of
 from asr.vocabulary import BLANK, PhoneVocabulary
@@ -38,8 +39,10 @@ log = logging.getLogger("asr.train")
 Ints = NDArray[np.int64]
 Units = tuple[int, ...]
 Said = Mapping[str, Mapping[int, int]]
+Counts = collections.Counter[int]
 # A pronunciation is believed to be as likely as its rank says until it was heard about so many times.
 _FIRST, _HEARD_BEFORE = 0.8, 5.0
+_USUAL_S = 10.0  # of an utterance whose table does not say how long it is
 
 
 def heard_pronunciations(
@@ -184,7 +187,7 @@ def _best_path(
 # -- how likely each is ------------------------------------------------------------------------------------------------
 
 
-def with_costs(model: str | Path, tables: Sequence[str], cache: Path, out: Path) -> collections.Counter[int]:
+def with_costs(model: str | Path, tables: Sequence[str], cache: Path, out: Path) -> Counts:
     """Write the model folder ``out``, which must not exist: ``model``, and in its lexicon what the pronunciations cost
     by how often they are heard in the speech of ``tables``. ``cache``: folder of the features. Returns how many words
     were said by their first, second, ... pronunciation.
@@ -194,20 +197,37 @@ def with_costs(model: str | Path, tables: Sequence[str], cache: Path, out: Path)
     from safetensors.torch import load_file
 
     folder = find_model(model)
+    lexicon, counts = count(folder, [u for table in tables for u in read_manifest(table)], cache)
+    copy_folder(folder, out, load_file(folder.path / WEIGHTS))
+    put_lexicon(out, lexicon)
+    return counts
+
+
+def count(folder: ModelFolder, utterances: Sequence[Utterance], cache: Path) -> tuple[Lexicon, Counts]:
+    """The model's lexicon with the costs, and how many words were said by their first, second, ... pronunciation."""
     phones_of(folder, folder.config.features)
     lexicon, head = folder.load_lexicon(), folder.config.head
     heads = {head: folder.load_vocabularies(lexicon)[head]}
-    utterances = [u for table in tables for u in read_manifest(table)]
     data = TrainingSet(list(build(utterances, cache, folder.config.features)), heads)
     heard = heard_pronunciations(folder, data, head, folder.config.features, cache)
-    said: dict[str, collections.Counter[int]] = collections.defaultdict(collections.Counter)
+    said: dict[str, Counts] = collections.defaultdict(collections.Counter)
     for text, numbers in zip(data.texts, heard, strict=True):
         for word, number in zip(text.split(), numbers.tolist(), strict=False):
             said[word][number] += 1
-    copy_folder(folder, out, load_file(folder.path / WEIGHTS))
-    lexicon.with_costs(costs_of(said, {word: len(ways) for word, ways in lexicon.items()})).save(out / LEXICON)
-    update_config(out, read_config(out))
-    return sum(said.values(), collections.Counter())
+    costs = costs_of(said, {word: len(ways) for word, ways in lexicon.items()})
+    return lexicon.with_costs(costs), sum(said.values(), collections.Counter())
+
+
+def put_lexicon(folder: Path, lexicon: Lexicon) -> None:
+    """Let it be that of a model folder."""
+    lexicon.save(folder / LEXICON)
+    update_config(folder, read_config(folder))
+
+
+def sample(utterances: Sequence[Utterance], hours: float) -> list[Utterance]:
+    """Every so many-th of them, about ``hours`` in all."""
+    total = sum(u.duration_s or _USUAL_S for u in utterances) / 3600
+    return list(utterances[:: max(1, round(total / hours))])
 
 
 def costs_of(said: Said, ways: Mapping[str, int]) -> dict[str, list[float]]:

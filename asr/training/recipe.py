@@ -35,9 +35,10 @@ class Recipe:
     ``data``, ``dev``, ``test``: manifests, or none (then `--data` and `--dev` are needed). ``tables``: keys of PATHS
     that its figures were made with and that the user has to give. ``language_model``: ``librispeech`` (OpenSLR's pruned
     trigram), the name or folder of a model that has one, or none; ``recurrent``: the name or folder of a model whose
-    recurrent language model the search asks, too, or none; ``tune``: utterances of each dev table on which the
-    weights of the search are found, 0: it keeps its defaults. ``disk``, ``time`` and ``error``: what to expect; the
-    last two begin with "measured" or "estimate".
+    recurrent language model the search asks, too, or none; ``pronunciation_hours``: in how much of the training speech
+    the pronunciations of the lexicon are counted (:mod:`asr.training.pronunciations`; 0: not at all); ``tune``:
+    utterances of each dev table on which the weights of the search are found, 0: it keeps its defaults. ``disk``,
+    ``time`` and ``error``: what to expect; the last two begin with "measured" or "estimate".
     """
 
     about: str = ""
@@ -47,6 +48,7 @@ class Recipe:
     tables: tuple[str, ...] = ()
     language_model: str = ""
     recurrent: str = ""
+    pronunciation_hours: float = 0.0
     tune: int = 0
     disk: str = ""
     time: str = ""
@@ -54,6 +56,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         require(all(name in PATHS for name in self.tables), f"recipe.tables: choose from {', '.join(PATHS)}")
+        require(self.pronunciation_hours >= 0, "recipe.pronunciation_hours must not be negative")
         require(self.tune >= 0, "recipe.tune must not be negative")
         require(bool(self.language_model) or not self.recurrent, "recipe.recurrent needs recipe.language_model")
         for name in ("time", "error"):

@@ -107,7 +107,7 @@ def main(
     wait_for_all(world)
     finished = run.train(resume, init)
     if finished and rank == 0 and (recipe is not None or language_model is not None) and FINISH not in run.done:
-        finish(plan.recipe, out, out / MODEL, dev, test, language_model, device)
+        finish(plan.recipe, out, out / MODEL, data, dev, test, language_model, device)
         run.mark(FINISH)
     wait_for_all(world)
     if world > 1:

@@ -19,8 +19,8 @@ from asr.checkpoint import LEXICON, WEIGHTS, copy_folder, find_model, read_confi
 from asr.lexicon import Lexicon
 from asr.training import run, train_config
 from asr.training.batches import TrainingSet
-from asr.training.manifest import read_manifest
-from asr.training.pronunciations import choose, costs_of, heard_pronunciations, main
+from asr.training.manifest import Utterance, read_manifest
+from asr.training.pronunciations import choose, costs_of, heard_pronunciations, main, sample
 from asr.vocabulary import PhoneVocabulary
 
 READ = Lexicon({"read": [("R", "IY", "D"), ("R", "EH", "D")], "the": [("DH", "AH"), ("DH", "IY")], "a": [("AH",)]})
@@ -153,6 +153,14 @@ def test_costs_are_those_of_the_counts() -> None:
     assert costs["the"] == pytest.approx([0.0, np.log(99 / 6)])
     assert costs["often"] == pytest.approx([np.log(50.5 / 4), 0.0, np.log(50.5 / 0.5)])
     assert costs["rare"] == pytest.approx([0.0, np.log(4)]) and "a" not in costs
+
+
+def test_a_sample_has_about_so_many_hours() -> None:
+    utterances = [Utterance(str(i), Path("a.wav"), 0.0, 36.0 if i % 2 else None, "") for i in range(200)]
+    assert sample(utterances, 100) == utterances
+    some = sample(utterances, 0.4)
+    assert len(some) in (66, 67) and some[1] is utterances[3]
+    assert sample(utterances[:1], 1e-4) == utterances[:1] and sample([], 1) == []
 
 
 def test_a_model_gets_costs(learned: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
