@@ -265,7 +265,7 @@ def test_both_stages_run_and_go_on_exactly(
     language_model = model.load_language_model()
     assert language_model is not None and list(model.load_lexicon()) == sorted(language_model.words[3:])
     assert model.config.search == read_search(whole / "search.json")
-    assert len(list((whole / "cache").glob("said-*.npz"))) == 1  # pronunciations were counted
+    assert len(list((whole / "cache").glob("pronunciations-*.npz"))) == 1  # pronunciations were counted
     (result,) = json.loads((whole / "eval/results.json").read_text())
     assert (result["corpus"], result["mode"]) == ("train", "streaming")
 

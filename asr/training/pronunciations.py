@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import hashlib
 import logging
 import sys
 import tempfile
@@ -29,10 +28,10 @@ from asr.decoding.compiled import compiled
 from asr.features import FeatureConfig
 from asr.lexicon import Lexicon
 from asr.training.batches import TrainingSet
-from asr.training.cache import build, write_whole
+from asr.training.cache import build
 from asr.training.manifest import Utterance, read_manifest
 from asr.training.tool import run_tool
-from asr.training.word_places import aligned_emissions, phones_of
+from asr.training.word_places import aligned_emissions, first_lengths, kept, phones_of
 from asr.vocabulary import BLANK, PhoneVocabulary
 
 log = logging.getLogger("asr.train")
@@ -56,18 +55,9 @@ def heard_pronunciations(
     units = data.heads[head]
     assert isinstance(units, PhoneVocabulary) and units.lexicon is not None
     variants = [_variants(units, text) for text in data.texts]
-    lengths = [data.length(u, 0) for u in range(len(data))]
-    known = repr((folder.fingerprint, data.ids, data.texts, lengths, variants))
-    path = cache / f"said-{hashlib.sha256(known.encode()).hexdigest()[:16]}.npz"
-    if not path.is_file():
-        log.info("looking for the pronunciations of %d utterances", len(data))
-        found = dict(_find(folder, data, features, lengths, variants))
-        said = [found.get(u, np.zeros(0, dtype=np.int64)) for u in range(len(data))]
-        cache.mkdir(parents=True, exist_ok=True)
-        joined, ends = np.concatenate([*said, np.zeros(0, dtype=np.int64)]), np.cumsum([len(s) for s in said])
-        write_whole(path, lambda temporary: np.savez(temporary, said=joined, ends=ends))
-    with np.load(path) as stored:
-        return np.split(stored["said"], stored["ends"][:-1])
+    lengths = first_lengths(data)
+    known = folder.fingerprint, data.ids, data.texts, lengths, variants
+    return kept(cache, "pronunciations", known, len(data), lambda: _find(folder, data, features, lengths, variants))
 
 
 def _variants(units: PhoneVocabulary, text: str) -> list[list[Units]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,19 +38,31 @@ def word_places(folder: ModelFolder, data: TrainingSet, features: FeatureConfig,
 
     What was found is kept in ``cache``. Raises UsageError for a network without phones or with other features.
     """
-    units = phones_of(folder, features)
-    lengths = [data.length(u, 0) for u in range(len(data))]
-    digest = hashlib.sha256(repr((folder.fingerprint, data.ids, data.texts, lengths)).encode()).hexdigest()[:16]
-    path = cache / f"words-{digest}.npz"
+    units, lengths = phones_of(folder, features), first_lengths(data)
+    known = folder.fingerprint, data.ids, data.texts, lengths
+    return kept(cache, "places", known, len(data), lambda: _find(folder, units, data, features, lengths))
+
+
+def first_lengths(data: TrainingSet) -> list[int]:
+    """Frames of the first view of every utterance."""
+    return [data.length(u, 0) for u in range(len(data))]
+
+
+def kept(
+    folder: Path, name: str, known: tuple[object, ...], count: int, find: Callable[[], Iterable[tuple[int, Cuts]]]
+) -> list[NDArray[np.int64]]:
+    """Numbers of each of ``count`` utterances: those that a file in ``folder`` holds, or that ``find`` gives with the
+    number of the utterance; then a file is written. ``known``: all that they depend on."""
+    path = folder / f"{name}-{hashlib.sha256(repr(known).encode()).hexdigest()[:16]}.npz"
     if not path.is_file():
-        log.info("looking for the words of %d utterances", len(data))
-        found = dict(_find(folder, units, data, features, lengths))
-        cuts = [found.get(u, np.zeros(0, dtype=np.int64)) for u in range(len(data))]
-        cache.mkdir(parents=True, exist_ok=True)
-        joined, ends = np.concatenate([*cuts, np.zeros(0, dtype=np.int64)]), np.cumsum([len(c) for c in cuts])
-        write_whole(path, lambda temporary: np.savez(temporary, cuts=joined, ends=ends))
+        log.info("looking for the %s of %d utterances", name, count)
+        found = dict(find())
+        numbers = [found.get(u, np.zeros(0, dtype=np.int64)) for u in range(count)]
+        folder.mkdir(parents=True, exist_ok=True)
+        joined, ends = np.concatenate([*numbers, np.zeros(0, dtype=np.int64)]), np.cumsum([len(n) for n in numbers])
+        write_whole(path, lambda temporary: np.savez(temporary, found=joined, ends=ends))
     with np.load(path) as stored:
-        return np.split(stored["cuts"], stored["ends"][:-1])
+        return np.split(stored["found"], stored["ends"][:-1])
 
 
 def _find(

@@ -127,7 +127,7 @@ def test_a_trained_network_hears_which_one_it_was(learned: Run, tmp_path: Path) 
         for word, n in zip(text.split(), numbers.tolist(), strict=True)
     ]
     assert np.mean(right) > 0.9
-    assert len(list(tmp_path.glob("said-*.npz"))) == 1
+    assert len(list(tmp_path.glob("pronunciations-*.npz"))) == 1
     again = heard_pronunciations(folder, data, "phones", settings.features, tmp_path)
     assert all(np.array_equal(one, two) for one, two in zip(said, again, strict=True))
 

@@ -114,7 +114,7 @@ def test_words_of_a_trained_network_lie_where_they_are_said(learned: Run, tmp_pa
     assert [len(c) for c in cuts] == [len(text.split()) + 1 for text in data.texts]
     for utterance, c in enumerate(cuts):
         assert c[0] == 0 and c[-1] == data.length(utterance, 0) and (np.diff(c) > 0).all()
-    assert len(list(tmp_path.glob("words-*.npz"))) == 1
+    assert len(list(tmp_path.glob("places-*.npz"))) == 1
     again = word_places(folder, data, settings.features, tmp_path)
     assert all(np.array_equal(one, two) for one, two in zip(cuts, again, strict=True))
     with pytest.raises(UsageError, match="must hear the same"):
