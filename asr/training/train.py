@@ -420,7 +420,8 @@ def _teacher(config: TrainConfig, data: TrainingSet, device: torch.device) -> Te
     first = config.heads[0]
     if not config.distillation:
         return None
-    return Teacher(find_model(config.teacher), first, data.heads[first], config.features, device)
+    teachers = [find_model(name) for name in (config.teacher, *config.more_teachers)]
+    return Teacher(teachers, first, data.heads[first], config.features, device)
 
 
 def _seed(*numbers: int) -> int:

@@ -65,9 +65,10 @@ class TrainConfig:
     ones are put at first (:mod:`asr.training.deepen`). ``head_weights`` of the losses; ``crf``: share of CTC-CRF in the
     loss of the first head (:mod:`asr.training.crf`), the rest is CTC; ``consistency``: weight of CR-CTC
     (:mod:`asr.training.consistency`), for which every row comes twice in a batch; ``distillation``: weight, in the loss
-    of the first head, of what the model ``teacher`` says of every step (:mod:`asr.training.distillation`);
-    ``word_errors``: weight of the expected word errors per word (:mod:`asr.training.word_errors`), with the lexicon and
-    language model of ``word_model``; ``aligner``: the model that finds the words for ``augment.cut``
+    of the first head, of what the model ``teacher``, or it and ``more_teachers``, say of every step
+    (:mod:`asr.training.distillation`); ``word_errors``: weight of the expected word errors per word
+    (:mod:`asr.training.word_errors`), with the lexicon and language model of ``word_model``; ``aligner``: the model
+    that finds the words for ``augment.cut``
     (:mod:`asr.training.word_places`) and, with ``pronunciations`` ``heard``, which of a word's pronunciations was said
     (:mod:`asr.training.pronunciations`; ``first``: the lexicon's first one always); ``batch_seconds``: audio per
     process and batch, padding included; ``fewest_rows`` of a batch, also when they are longer than that;
@@ -96,6 +97,7 @@ class TrainConfig:
     consistency: float = 0.0
     distillation: float = 0.0
     teacher: str = "en"
+    more_teachers: tuple[str, ...] = ()
     aligner: str = "en"
     pronunciations: Literal["first", "heard"] = "first"
     word_errors: float = 0.0
