@@ -262,7 +262,7 @@ def product(weight: Tensor, bias: Tensor | None, precision: str, bounded: bool =
     """``x W^T + bias`` in a precision, or where this machine has no kernels of that, as :func:`inference_form`.
     ``bounded``: inputs lie between -1 and 1, weights have been rounded to 8 bits, and 8 bits of the inputs are enough;
     then all but fp32 take these, where the machine has the kernel without its overflows."""
-    if bounded and precision != "fp32" and supports("int8") and _levels() == LARGEST:
+    if bounded and precision != "fp32" and supports("w8a8"):
         return _ByteProduct(weight, bias)
     for one in (precision, PRECISION) if precision != "fp32" else ():
         if supports(one):

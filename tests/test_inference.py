@@ -230,17 +230,23 @@ def rounded(models: dict[str, AcousticModel]) -> dict[str, tuple[AcousticModel, 
     return made
 
 
+def a_layer_and_its_inputs() -> tuple[torch.nn.Linear, Tensor]:
+    """With a row of zeros, and rows of very large and very small numbers."""
+    generator = torch.Generator().manual_seed(1)
+    linear = torch.nn.Linear(70, 48)
+    linear.weight.data, linear.bias.data = (torch.randn(*s, generator=generator) for s in ((48, 70), (48,)))
+    x = torch.randn(9, 70, generator=generator)
+    x[3], x[4], x[5] = 0.0, 1e4 * x[4], 1e-6 * x[5]
+    return linear, x
+
+
 @needs_integers
 @pytest.mark.parametrize("levels", [127, 63])
 def test_a_product_of_integers(levels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the same product in double precision; a row of zeros, and rows of very large and very small numbers."""
     monkeypatch.setattr("asr.inference._levels", lambda: levels)
-    generator = torch.Generator().manual_seed(1)
-    weight, bias = torch.randn(48, 70, generator=generator), torch.randn(48, generator=generator)
-    x = torch.randn(9, 70, generator=generator)
-    x[3], x[4], x[5] = 0.0, 1e4 * x[4], 1e-6 * x[5]
-    linear = torch.nn.Linear(70, 48)
-    linear.weight.data, linear.bias.data = weight, bias
+    linear, x = a_layer_and_its_inputs()
+    weight, bias = linear.weight.data, linear.bias.data
     given = _IntegerProduct.of(linear)(x)
     exact = x.double() @ dequantise(*quantise(weight)).double().T + bias.double()
     size = x.abs().amax(1, keepdim=True).double() + 1e-3  # what is lost is in proportion to a row's largest value
@@ -305,12 +311,8 @@ needs_bytes = pytest.mark.skipif(not supports("w8a8"), reason="this CPU's produc
 @needs_bytes
 def test_a_product_of_rows_of_8_bits() -> None:
     """Against the same product in double precision, to half a step of each input; the same row in any company."""
-    generator = torch.Generator().manual_seed(1)
-    weight, bias = torch.randn(48, 70, generator=generator), torch.randn(48, generator=generator)
-    x = torch.randn(9, 70, generator=generator)
-    x[3], x[4], x[5] = 0.0, 1e4 * x[4], 1e-6 * x[5]
-    linear = torch.nn.Linear(70, 48)
-    linear.weight.data, linear.bias.data = weight, bias
+    linear, x = a_layer_and_its_inputs()
+    weight, bias = linear.weight.data, linear.bias.data
     made = _DynamicProduct.of(linear)
     read = dequantise(*quantise(weight)).double()
     most = 0.5 / LARGEST * x.abs().amax(1, keepdim=True).double() * read.abs().sum(1)

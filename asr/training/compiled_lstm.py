@@ -57,6 +57,20 @@ def _rounded(bits: Any) -> Any:
     return np.uint16((bits + _UP + ((bits >> _SHIFT) & _LAST)) >> _SHIFT)
 
 
+@inlined
+def _read(halves: Any, bits: Any) -> None:
+    """A row of bfloat16 as float32."""
+    for j in range(len(bits)):
+        bits[j] = np.uint32(halves[j]) << _SHIFT
+
+
+@inlined
+def _write(bits: Any, halves: Any) -> None:
+    """A row of float32 as bfloat16."""
+    for j in range(len(bits)):
+        halves[j] = _rounded(bits[j])
+
+
 @compiled
 def _onward(gates: Halves, before: Singles, after: Singles, out: Halves) -> None:
     """One step of all rows. ``gates``: (rows, 4 hidden), in the order i, f, g, o, become what their functions make of
@@ -65,18 +79,15 @@ def _onward(gates: Halves, before: Singles, after: Singles, out: Halves) -> None
     bits, said = np.empty(4 * size, np.uint32), np.empty(size, np.float32)
     value, said_bits = bits.view(np.float32), said.view(np.uint32)
     for row in range(rows):
-        for j in range(4 * size):
-            bits[j] = np.uint32(gates[row, j]) << _SHIFT
+        _read(gates[row], bits)
         for j in range(size):
             i, f = _sigmoid(value[j]), _sigmoid(value[size + j])
             g, o = _tanh(value[2 * size + j]), _sigmoid(value[3 * size + j])
             cell = f * before[row, j] + i * g
             after[row, j], said[j] = cell, o * _tanh(cell)
             value[j], value[size + j], value[2 * size + j], value[3 * size + j] = i, f, g, o
-        for j in range(4 * size):
-            gates[row, j] = _rounded(bits[j])
-        for j in range(size):
-            out[row, j] = _rounded(said_bits[j])
+        _write(bits, gates[row])
+        _write(said_bits, out[row])
 
 
 @compiled
@@ -89,10 +100,8 @@ def _backward(
     bits, hidden_bits = np.empty(4 * size, np.uint32), np.empty(size, np.uint32)
     value, hidden = bits.view(np.float32), hidden_bits.view(np.float32)
     for row in range(rows):
-        for j in range(4 * size):
-            bits[j] = np.uint32(gates[row, j]) << _SHIFT
-        for j in range(size):
-            hidden_bits[j] = np.uint32(of_hidden[row, j]) << _SHIFT
+        _read(gates[row], bits)
+        _read(of_hidden[row], hidden_bits)
         for j in range(size):
             i, f, g, o = value[j], value[size + j], value[2 * size + j], value[3 * size + j]
             t, h = _tanh(after[row, j]), of_out[row, j] + hidden[j]
@@ -100,8 +109,7 @@ def _backward(
             value[j], value[size + j] = c * g * i * (_ONE - i), c * before[row, j] * f * (_ONE - f)
             value[2 * size + j], value[3 * size + j] = c * i * (_ONE - g * g), h * t * o * (_ONE - o)
             of_cell[row, j] = c * f
-        for j in range(4 * size):
-            given[row, j] = _rounded(bits[j])
+        _write(bits, given[row])
 
 
 def _integers(tensor: Tensor) -> Halves:

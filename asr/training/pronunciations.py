@@ -52,12 +52,13 @@ def heard_pronunciations(
 
     What was found is kept in ``cache``. Raises UsageError for a network without phones or with other features.
     """
+    phones_of(folder, features)
     units = data.heads[head]
     assert isinstance(units, PhoneVocabulary) and units.lexicon is not None
     variants = [_variants(units, text) for text in data.texts]
     lengths = first_lengths(data)
     known = folder.fingerprint, data.ids, data.texts, lengths, variants
-    return kept(cache, "pronunciations", known, len(data), lambda: _find(folder, data, features, lengths, variants))
+    return kept(cache, "pronunciations", known, len(data), lambda: _find(folder, data, lengths, variants))
 
 
 def _variants(units: PhoneVocabulary, text: str) -> list[list[Units]]:
@@ -68,11 +69,10 @@ def _variants(units: PhoneVocabulary, text: str) -> list[list[Units]]:
 def _find(
     folder: ModelFolder,
     data: TrainingSet,
-    features: FeatureConfig,
     lengths: Sequence[int],
     variants: Sequence[list[list[Units]]],
 ) -> Iterator[tuple[int, Ints]]:
-    for u, log_probs in aligned_emissions(folder, data, features, lengths):
+    for u, log_probs in aligned_emissions(folder, data, lengths):
         yield u, choose(log_probs.float().numpy(), variants[u])
 
 
@@ -195,11 +195,12 @@ def with_costs(model: str | Path, tables: Sequence[str], cache: Path, out: Path)
 
 def count(folder: ModelFolder, utterances: Sequence[Utterance], cache: Path) -> tuple[Lexicon, Counts]:
     """The model's lexicon with the costs, and how many words were said by their first, second, ... pronunciation."""
-    phones_of(folder, folder.config.features)
-    lexicon, head = folder.load_lexicon(), folder.config.head
-    heads = {head: folder.load_vocabularies(lexicon)[head]}
-    data = TrainingSet(list(build(utterances, cache, folder.config.features)), heads)
-    heard = heard_pronunciations(folder, data, head, folder.config.features, cache)
+    features, head = folder.config.features, folder.config.head
+    units = phones_of(folder, features)
+    lexicon = units.lexicon
+    assert isinstance(lexicon, Lexicon)
+    data = TrainingSet(list(build(utterances, cache, features)), {head: units})
+    heard = heard_pronunciations(folder, data, head, features, cache)
     said: dict[str, Counts] = collections.defaultdict(collections.Counter)
     for text, numbers in zip(data.texts, heard, strict=True):
         for word, number in zip(text.split(), numbers.tolist(), strict=False):

@@ -68,11 +68,10 @@ class TrainConfig:
     of the first head, of what the model ``teacher``, or it and ``more_teachers``, say of every step
     (:mod:`asr.training.distillation`); ``word_errors``: weight of the expected word errors per word
     (:mod:`asr.training.word_errors`), with the lexicon and language model of ``word_model``; ``aligner``: the model
-    that finds the words for ``augment.cut``
-    (:mod:`asr.training.word_places`) and, with ``pronunciations`` ``heard``, which of a word's pronunciations was said
-    (:mod:`asr.training.pronunciations`; ``first``: the lexicon's first one always); ``batch_seconds``: audio per
-    process and batch, padding included; ``fewest_rows`` of a batch, also when they are longer than that;
-    ``accumulate``: batches per step and process.
+    that finds the words for ``augment.cut`` (:mod:`asr.training.word_places`) and, with ``pronunciations`` ``heard``,
+    which of a word's pronunciations was said (:mod:`asr.training.pronunciations`; ``first``: the lexicon's first one
+    always); ``batch_seconds``: audio per process and batch, padding included; ``fewest_rows`` of a batch, also when
+    they are longer than that; ``accumulate``: batches per step and process.
     ``corpora``: how many times in an epoch the utterances of a corpus come (a manifest's column ``corpus``; 1 where it
     is not named). ``carry``: share of rows that start from the state others ended in. ``short_lookaheads``: further,
     shorter values of ``model.lookahead``; ``short_share`` of the batches are trained with one of them, so that the

@@ -40,7 +40,7 @@ def word_places(folder: ModelFolder, data: TrainingSet, features: FeatureConfig,
     """
     units, lengths = phones_of(folder, features), first_lengths(data)
     known = folder.fingerprint, data.ids, data.texts, lengths
-    return kept(cache, "places", known, len(data), lambda: _find(folder, units, data, features, lengths))
+    return kept(cache, "places", known, len(data), lambda: _find(folder, units, data, lengths))
 
 
 def first_lengths(data: TrainingSet) -> list[int]:
@@ -66,9 +66,9 @@ def kept(
 
 
 def _find(
-    folder: ModelFolder, units: Vocabulary, data: TrainingSet, features: FeatureConfig, lengths: Sequence[int]
+    folder: ModelFolder, units: Vocabulary, data: TrainingSet, lengths: Sequence[int]
 ) -> Iterator[tuple[int, Cuts]]:
-    for u, log_probs in aligned_emissions(folder, data, features, lengths):
+    for u, log_probs in aligned_emissions(folder, data, lengths):
         try:
             words = [units.encode(word) for word in data.texts[u].split()]
         except AsrError:
@@ -79,11 +79,10 @@ def _find(
 
 
 def aligned_emissions(
-    folder: ModelFolder, data: TrainingSet, features: FeatureConfig, lengths: Sequence[int]
+    folder: ModelFolder, data: TrainingSet, lengths: Sequence[int]
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Every utterance and its log-probabilities (steps, phones), from the first view, of ``lengths`` frames; from short
-    to long. Raises UsageError for a network without phones or with other features."""
-    phones_of(folder, features)
+    to long. ``folder``: of a network that :func:`phones_of` takes."""
     network, head = folder.load_network(), folder.config.head
     order = sorted(range(len(data)), key=lambda u: lengths[u])
     for first in range(0, len(order), _ROWS):
